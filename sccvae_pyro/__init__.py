@@ -1,0 +1,21 @@
+"""SCCVAE: the single-cell causal variational autoencoder for Perturb-seq, as a Pyro program."""
+
+from sccvae_pyro import evaluate, priors
+from sccvae_pyro.data import datasets, features, splits
+from sccvae_pyro.data.schema import setup_anndata
+from sccvae_pyro.errors import InputError, InputWarning
+from sccvae_pyro.sccvae import SCCVAE
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SCCVAE",
+    "InputError",
+    "InputWarning",
+    "datasets",
+    "evaluate",
+    "features",
+    "priors",
+    "setup_anndata",
+    "splits",
+]

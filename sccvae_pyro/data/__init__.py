@@ -1,0 +1,1 @@
+"""From files to minibatches: schema, features, splits, the simulator and the loaders."""

@@ -1,0 +1,383 @@
+"""From an AnnData to coded cells and minibatches.
+
+A :class:`Coding` is what a model remembers of its training screen (genes, perturbations, covariate
+levels); coding an AnnData with it gives a :class:`Screen`, and a screen gives :class:`Batch` es.
+Sparse matrices stay sparse until the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from sccvae_pyro.data.counts import log1p_cp10k
+from sccvae_pyro.data.matrix import BLOCK_VALUES, expression_matrix
+from sccvae_pyro.data.schema import Schema, cell_labels, library_sizes, parse_targets
+from sccvae_pyro.data.wording import listing
+from sccvae_pyro.errors import InputError
+
+
+class Batch(NamedTuple):
+    """Cells as the program reads them.
+
+    ``x_cg`` cells x genes; ``library_c`` molecules of each cell; ``targets_cm`` codes of the cell's
+    perturbations, padded with the number of perturbations; ``covariates_cv`` coded covariates.
+    """
+
+    x_cg: Tensor
+    library_c: Tensor
+    targets_cm: Tensor
+    covariates_cv: Tensor
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """How one column of ``obs`` becomes columns of numbers.
+
+    Parameters
+    ----------
+    key
+        Name of the column.
+    levels
+        Its categories, one indicator each; empty for a number.
+    center, scale
+        Mean and standard deviation that standardise a number.
+    """
+
+    key: str
+    levels: tuple[str, ...] = ()
+    center: float = 0.0
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, key: str, column: pd.Series) -> Covariate:
+        """Read the coding off the training cells."""
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+            return cls(key, (), float(column.mean()), float(column.std()))
+        return cls(key, tuple(sorted(column.astype(str).unique())))
+
+    @property
+    def width(self) -> int:
+        """Number of coded columns."""
+        return len(self.levels) or 1
+
+    def code(self, column: pd.Series) -> np.ndarray:
+        """Code a column, ``cells x width``.
+
+        Raises
+        ------
+        InputError
+            If it holds a level that training did not see.
+        """
+        if not self.levels:
+            return ((column.to_numpy(dtype=np.float32) - self.center) / self.scale)[:, None]
+        codes = pd.Index(self.levels).get_indexer(column.astype(str))
+        if (codes < 0).any():
+            unseen = sorted(set(column.astype(str)[codes < 0]))
+            raise InputError(
+                f"Column {self.key!r} of adata.obs has levels that training did not see: {listing(unseen)}. "
+                f"It knows {listing(self.levels)}; relabel these cells or train with them."
+            )
+        return np.eye(len(self.levels), dtype=np.float32)[codes]
+
+
+@dataclass(frozen=True)
+class Coding:
+    """What a model remembers of its training screen.
+
+    Parameters
+    ----------
+    schema
+        What the columns mean.
+    genes
+        Measured genes, in order.
+    perturbations
+        Single perturbations with cells, sorted; their position is their code.
+    labels
+        Canonical labels seen in training, combinations included, control first.
+    covariates
+        Coding of each covariate.
+    """
+
+    schema: Schema
+    genes: tuple[str, ...]
+    perturbations: tuple[str, ...]
+    labels: tuple[str, ...]
+    covariates: tuple[Covariate, ...]
+
+    @classmethod
+    def of(cls, adata: AnnData) -> Coding:
+        """Read the coding off a training screen that has been set up."""
+        schema = Schema.of(adata)
+        labels = [str(label) for label in cell_labels(adata, schema).cat.categories]
+        perturbations = sorted(
+            {target for label in labels for target in parse_targets(label, schema.control)}
+        )
+        covariates = tuple(Covariate.of(key, adata.obs[key]) for key in schema.covariate_keys)
+        return cls(
+            schema, tuple(adata.var_names.astype(str)), tuple(perturbations), tuple(labels), covariates
+        )
+
+    @property
+    def n_covariates(self) -> int:
+        """Number of coded columns of all covariates."""
+        return sum(covariate.width for covariate in self.covariates)
+
+    def targets(self, labels: Sequence[str]) -> np.ndarray:
+        """Codes of the perturbations of each label, ``labels x most targets``, padded with their number.
+
+        Raises
+        ------
+        InputError
+            If a label names a perturbation that training did not see.
+        """
+        code = {name: i for i, name in enumerate(self.perturbations)}
+        parsed = [parse_targets(label, self.schema.control) for label in labels]
+        if unknown := sorted({t for targets in parsed for t in targets if t not in code}):
+            raise InputError(
+                f"Perturbations {listing(unknown)} were not seen in training. "
+                "Leave their cells out, or use predict, which handles unseen perturbations."
+            )
+        table = np.full((len(parsed), max(1, *map(len, parsed)) if parsed else 1), len(code))
+        for row, targets in zip(table, parsed, strict=True):
+            row[: len(targets)] = [code[t] for t in targets]
+        return table
+
+    def with_unseen(self, perturbations: Sequence[str]) -> Coding:
+        """The same coding with perturbations that have no cells appended; codes of the seen ones stay."""
+        return replace(self, perturbations=(*self.perturbations, *perturbations))
+
+    def covariates_of(self, obs: pd.DataFrame) -> np.ndarray:
+        """Coded covariates, ``cells x n_covariates``."""
+        if missing := [c.key for c in self.covariates if c.key not in obs]:
+            raise InputError(
+                f"adata.obs lacks the covariate {listing(missing)} that the model was trained with."
+            )
+        coded = [c.code(obs[c.key]) for c in self.covariates]
+        return np.concatenate([np.zeros((len(obs), 0), np.float32), *coded], axis=1).astype(np.float32)
+
+    def screen(self, adata: AnnData) -> Screen:
+        """Code the cells of an AnnData that has been set up like the training screen.
+
+        Raises
+        ------
+        InputError
+            If genes, perturbations or covariates do not fit.
+        """
+        schema = Schema.of(adata)
+        if schema.kind != self.schema.kind:
+            raise InputError(
+                f"The model was trained on {self.schema.kind}, but these values are {schema.kind}."
+            )
+        labels = cell_labels(adata, schema)
+        matrix = _with_genes(expression_matrix(adata, schema.layer), adata.var_names, self.genes)
+        return Screen(
+            coding=self,
+            matrix=matrix,
+            library=library_sizes(adata, schema).astype(np.float32),
+            labels=labels,
+            targets=self.targets([str(label) for label in labels.cat.categories])[labels.cat.codes],
+            covariates=self.covariates_of(adata.obs),
+        )
+
+
+@dataclass(frozen=True)
+class Screen(Dataset[Batch]):
+    """Coded cells; indexing with an array of rows gives a :class:`Batch`.
+
+    Parameters
+    ----------
+    coding
+        How the cells are coded.
+    matrix
+        Cells x genes: array, CSR, or backed.
+    library
+        Molecules of each cell.
+    labels
+        Canonical label of each cell, categorical.
+    targets
+        Codes of each cell's perturbations, padded.
+    covariates
+        Coded covariates.
+    """
+
+    coding: Coding
+    matrix: Any
+    library: np.ndarray
+    labels: pd.Series
+    targets: np.ndarray
+    covariates: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.library)
+
+    def __getitem__(self, rows: np.ndarray) -> Batch:
+        return Batch(
+            torch.from_numpy(self.rows(rows)),
+            torch.from_numpy(self.library[rows]),
+            torch.from_numpy(self.targets[rows]),
+            torch.from_numpy(self.covariates[rows]),
+        )
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """Load expression of the rows, dense in single precision, ``rows x genes``."""
+        if isinstance(self.matrix, np.ndarray | sparse.csr_matrix | sparse.csr_array):
+            part = self.matrix[rows]
+        else:  # files want increasing rows
+            order = np.argsort(rows)
+            part = self.matrix[rows[order]][np.argsort(order)]
+        dense = part.toarray() if sparse.issparse(part) else np.asarray(part)
+        return np.ascontiguousarray(dense, dtype=np.float32)
+
+    @property
+    def is_control(self) -> np.ndarray:
+        """Which cells carry no perturbation."""
+        return (self.targets == len(self.coding.perturbations)).all(axis=1)
+
+    def log_expression(self, rows: np.ndarray) -> np.ndarray:
+        """``log1p(CP10K)`` of the rows (values as they are where they are not counts), ``rows x genes``."""
+        values = self.rows(rows)
+        return (
+            values
+            if self.coding.schema.kind == "continuous"
+            else np.asarray(log1p_cp10k(values, self.library[rows]))
+        )
+
+    def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Walk the rows in order: their positions and the batch."""
+        for start in range(0, len(rows), size):
+            chunk = rows[start : start + size]
+            yield chunk, self[chunk]
+
+
+class EpochShuffle(Sampler[int]):
+    """Rows in an order that depends on the seed and the epoch alone, so that training can resume anywhere."""
+
+    def __init__(self, rows: np.ndarray, seed: int) -> None:
+        self.rows, self.seed, self.epoch = rows, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
+
+
+def train_loader(screen: Screen, rows: np.ndarray, batch_size: int, seed: int) -> DataLoader[Batch]:
+    """Shuffled minibatches of the rows; the last, smaller batch of an epoch is left to the next shuffle."""
+    sampler = EpochShuffle(rows, seed)
+    batches = BatchSampler(sampler, min(batch_size, len(rows)), drop_last=True)
+    return DataLoader(_ByArray(screen), sampler=batches, batch_size=None)
+
+
+def eval_loader(screen: Screen, rows: np.ndarray, batch_size: int) -> DataLoader[Batch]:
+    """Minibatches of the rows in order."""
+    return DataLoader(
+        _ByArray(screen), sampler=BatchSampler(rows, batch_size, drop_last=False), batch_size=None
+    )
+
+
+class _ByArray(Dataset[Batch]):
+    """A screen indexed by a list of rows, as samplers give them."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
+
+    def __len__(self) -> int:
+        return len(self.screen)
+
+    def __getitem__(self, rows: Sequence[int]) -> Batch:
+        return self.screen[np.asarray(rows)]
+
+
+class Profiles(NamedTuple):
+    """Pseudobulk of a screen.
+
+    ``mean`` and ``var``: labels x genes, mean and variance over cells of ``log1p(CP10K)`` (of the
+    values themselves where they are not counts); ``n``: cells of each label.
+    """
+
+    mean: pd.DataFrame
+    var: pd.DataFrame
+    n: pd.Series
+
+
+def profiles(adata: AnnData) -> Profiles:
+    """Mean and variance of log expression of each perturbation, streamed over blocks of cells.
+
+    Parameters
+    ----------
+    adata
+        Screen that has been set up, in memory or backed.
+
+    Returns
+    -------
+    Profiles, indexed by canonical labels (control included) and gene names.
+    """
+    schema = Schema.of(adata)
+    labels = cell_labels(adata, schema).cat.remove_unused_categories()
+    names, n_genes = [str(name) for name in labels.cat.categories], adata.n_vars
+    matrix = _by_rows(expression_matrix(adata, schema.layer))
+    library = library_sizes(adata, schema)
+    total, square = np.zeros((len(names), n_genes)), np.zeros((len(names), n_genes))
+    step = max(1, BLOCK_VALUES // max(1, n_genes))
+    for start in range(0, adata.n_obs, step):
+        part = matrix[start : start + step]
+        if schema.kind == "counts":
+            part = log1p_cp10k(part, library[start : start + step])
+        indicator = _indicator(labels.cat.codes.to_numpy()[start : start + step], len(names))
+        total += _dense(indicator @ part)
+        square += _dense(indicator @ (part.multiply(part) if sparse.issparse(part) else np.square(part)))
+    n = labels.value_counts().reindex(labels.cat.categories)
+    count = n.to_numpy()[:, None]
+    mean = total / count
+    var = np.maximum(square - count * mean**2, 0) / np.maximum(count - 1, 1)
+    frame = {"index": pd.Index(names), "columns": pd.Index(adata.var_names.astype(str))}
+    return Profiles(pd.DataFrame(mean, **frame), pd.DataFrame(var, **frame), n.set_axis(names))
+
+
+def _indicator(codes: np.ndarray, n_labels: int) -> sparse.csr_matrix:
+    n = len(codes)
+    return sparse.csr_matrix((np.ones(n), (codes, np.arange(n))), shape=(n_labels, n))
+
+
+def _dense(matrix: Any) -> np.ndarray:
+    return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
+
+
+def _by_rows(matrix: Any) -> Any:
+    """Columns of a CSC matrix cannot be read a cell at a time: turn it round once."""
+    return matrix.tocsr() if sparse.issparse(matrix) and matrix.format == "csc" else matrix
+
+
+def _with_genes(matrix: Any, found: pd.Index, wanted: Sequence[str]) -> Any:
+    """Put the columns in the model's order.
+
+    Raises
+    ------
+    InputError
+        If a gene of the model is not measured.
+    """
+    position = found.astype(str).get_indexer(list(wanted))
+    if (position < 0).any():
+        missing = [gene for gene, i in zip(wanted, position, strict=True) if i < 0]
+        raise InputError(
+            f"The model was trained on genes that this AnnData lacks: {listing(missing)}. "
+            "Measure them, or train on the genes in common."
+        )
+    matrix = _by_rows(matrix)
+    in_place = len(wanted) == len(found) and (position == np.arange(len(found))).all()
+    return matrix if in_place else matrix[:, position]

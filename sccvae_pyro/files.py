@@ -1,0 +1,80 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from anndata import AnnData
+
+from sccvae_pyro.errors import InputError
+
+SUFFIXES = (".h5ad", ".zarr")
+
+
+def check_anndata_path(path: str | Path) -> Path:
+    """Refuse a path that no AnnData can be written to; cheap, so that it can come before long work.
+
+    Raises
+    ------
+    InputError
+        If the suffix is neither ``.h5ad`` nor ``.zarr``.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"Cannot tell the format of {path}. Give it the suffix .h5ad or .zarr.")
+    return path
+
+
+def write_anndata(adata: AnnData, path: str | Path) -> Path:
+    """Write an h5ad file or a zarr store, by its suffix."""
+    path = check_anndata_path(path)
+    return write_whole(path, _write_zarr(adata) if path.suffix == ".zarr" else _write_h5ad(adata))
+
+
+def write_text(text: str, path: str | Path) -> Path:
+    """Write a text file."""
+    return write_whole(Path(path), lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let ``write`` make a file or folder beside the path, then put it in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
+    _remove(unfinished)
+    write(unfinished)
+    if unfinished.is_file():
+        _to_disk(unfinished)
+    if path.is_dir():
+        shutil.rmtree(path)
+    return unfinished.replace(path)
+
+
+def _write_zarr(adata: AnnData) -> Callable[[Path], object]:
+    def write(unfinished: Path) -> None:
+        with warnings.catch_warnings():
+            # anndata announces that its default version of the format will change; it reads both.
+            warnings.filterwarnings("ignore", message="Writing zarr v2 data")
+            adata.write_zarr(unfinished)
+
+    return write
+
+
+def _write_h5ad(adata: AnnData) -> Callable[[Path], object]:
+    return lambda unfinished: adata.write_h5ad(unfinished, compression="gzip")
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until the file is on the disk: a power cut must not leave a complete name with half the bytes."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

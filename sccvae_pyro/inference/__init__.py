@@ -1,0 +1,1 @@
+"""Fitting the program and asking it questions."""

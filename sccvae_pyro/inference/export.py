@@ -1,0 +1,117 @@
+"""Posterior draws for ArviZ, and a drawing of the program."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+
+from sccvae_pyro.data.features import FeatureTable
+from sccvae_pyro.data.loading import Batch, Coding, Screen
+from sccvae_pyro.errors import InputError
+from sccvae_pyro.inference.posterior import Draws
+from sccvae_pyro.models.program import Program
+
+DIMENSIONS = {
+    "B": ["parent", "node"],
+    "strength": ["perturbation"],
+    "direction": ["perturbation", "node"],
+    "direction_scale": ["node"],
+    "direction_relevance": ["feature"],
+    "direction_weights": ["node", "feature_or_constant"],
+    "inverse_dispersion": ["gene"],
+    "residual_sd": ["gene"],
+}
+"""Names of the dimensions of the documented sites."""
+
+
+def to_arviz(draws: Draws, nodes: list[str], coding: Coding, features: FeatureTable | None) -> Any:
+    """Posterior draws of all global sites with named coordinates.
+
+    Parameters
+    ----------
+    draws
+        Draws of the globals.
+    nodes
+        Names of the nodes.
+    coding, features
+        Names of genes, perturbations and features.
+
+    Returns
+    -------
+    ArviZ data with a group ``posterior``, one chain.
+    """
+    columns = [] if features is None else list(features.table.columns)
+    coords = {
+        "parent": nodes,
+        "node": nodes,
+        "perturbation": list(coding.perturbations),
+        "gene": list(coding.genes),
+        "feature": columns,
+        "feature_or_constant": ["constant", *columns],
+    }
+    posterior = {name: _event(name, value, len(draws), coords) for name, value in draws.values.items()}
+    dims = {name: DIMENSIONS[name] for name in posterior if name in DIMENSIONS}
+    used = {dim for names in dims.values() for dim in names}
+    return _from_dict(posterior, dims=dims, coords={name: coords[name] for name in used})
+
+
+def _event(name: str, value: torch.Tensor, n_draws: int, coords: dict[str, list[str]]) -> Any:
+    """Drop the singletons of vectorised plates: one chain x draws x the site's own dimensions."""
+    shape = [len(coords[dim]) for dim in DIMENSIONS.get(name, [])] or [d for d in value.shape[1:] if d != 1]
+    return value.reshape(1, n_draws, *shape).numpy()
+
+
+def _from_dict(posterior: dict[str, Any], **names: Any) -> Any:
+    """The one place that knows ArviZ's versions: 1.x takes a mapping of groups, 0.x a keyword for each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0 at import
+        import arviz
+    if int(importlib.metadata.version("arviz").split(".")[0]) >= 1:
+        return arviz.from_dict({"posterior": posterior}, **names)
+    return arviz.from_dict(posterior=posterior, **names)
+
+
+def render(program: Program, screen: Screen | None, filename: str | Path | None) -> Any:
+    """Draw the program with ``pyro.render_model``.
+
+    Raises
+    ------
+    InputError
+        If the Python package or the program graphviz is missing.
+    """
+    batch = _example(program) if screen is None else screen[torch.arange(2).numpy()]
+    try:
+        return pyro.render_model(
+            program.model,
+            (batch,),
+            filename=None if filename is None else str(filename),
+            render_distributions=True,
+        )
+    except ImportError as error:
+        raise InputError(
+            "Drawing the program needs graphviz: pip install graphviz, and the graphviz program."
+        ) from error
+
+
+def _example(program: Program) -> Batch:
+    sizes = program.sizes
+    targets = torch.full((2, 1), sizes.perturbations)
+    return Batch(torch.zeros(2, sizes.genes), torch.ones(2), targets, torch.zeros(2, sizes.covariates))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    packages = ("sccvae-pyro", "torch", "pyro-ppl", "anndata", "numpy")
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return {"python": platform.python_version(), **found}

@@ -1,0 +1,242 @@
+"""Posterior draws as the tables and AnnData objects that users ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from sccvae_pyro.data.loading import Coding, Screen
+from sccvae_pyro.inference import posterior
+from sccvae_pyro.inference.posterior import Controls, Draws
+from sccvae_pyro.models import scm
+from sccvae_pyro.models.program import Program
+
+KEPT_CONTROLS = 1024
+"""Control cells that a fitted model remembers, to predict without the data."""
+
+CELLS_PER_DRAW = 64
+
+
+def remember_controls(program: Program, screen: Screen, seed: int) -> Controls:
+    """Encode a random share of the control cells, and take the mean profile of all of them."""
+    rows = np.flatnonzero(screen.is_control)
+    kept = np.sort(np.random.default_rng(seed).permutation(rows)[:KEPT_CONTROLS])
+    return controls_of(program, screen, kept)._replace(mean_g=mean_profile(screen, rows))
+
+
+def controls_of(program: Program, screen: Screen, rows: np.ndarray) -> Controls:
+    """Encode control cells."""
+    batch = screen[rows]
+    state_ck, trust_ck = posterior.encode(program, batch)
+    return Controls(state_ck, trust_ck, batch.library_c, batch.covariates_cv, mean_profile(screen, rows))
+
+
+def controls_from(tensors: Mapping[str, Tensor]) -> Controls:
+    """Put stored control cells together again."""
+    return Controls(
+        tensors["state_ck"],
+        tensors["trust_ck"],
+        tensors["library_c"],
+        tensors["covariates_cv"],
+        tensors["mean_g"].numpy(),
+    )
+
+
+def mean_profile(screen: Screen, rows: np.ndarray, block: int = 4096) -> np.ndarray:
+    """Mean of ``log1p(CP10K)`` (or of the values) over the rows, streamed; genes."""
+    total = np.zeros(len(screen.coding.genes))
+    for start in range(0, len(rows), block):
+        total += screen.log_expression(rows[start : start + block]).sum(axis=0, dtype=np.float64)
+    return total / len(rows)
+
+
+def label_shifts(
+    program: Program,
+    draws: Draws,
+    parsed: Sequence[Sequence[str]],
+    known: Sequence[str],
+    unseen: Sequence[str],
+    unseen_features: np.ndarray,
+    seed: int,
+) -> Tensor:
+    """Shift of each label: the sum of the shifts of its targets, seen and unseen.
+
+    Parameters
+    ----------
+    program, draws
+        Fitted program and draws of its globals.
+    parsed
+        Targets of each label.
+    known, unseen
+        Seen perturbations in the order of their codes, and the unseen ones among the targets.
+    unseen_features
+        ``unseen x features``.
+    seed
+        Seed of what the prior decides about the unseen.
+
+    Returns
+    -------
+    Tensor, ``draws x labels x nodes``, at penetrance 1.
+    """
+    shift_pk = draws.shift_pk
+    if unseen:
+        features = torch.as_tensor(unseen_features, dtype=shift_pk.dtype)
+        shift_pk = torch.cat([shift_pk, posterior.unseen_shifts(program, draws, features, seed + 1)], dim=1)
+    code = {name: i for i, name in enumerate([*known, *unseen])}
+    width = max([1, *map(len, parsed)])
+    table = torch.full((len(parsed), width), len(code))
+    for row, targets in zip(table, parsed, strict=True):
+        row[: len(targets)] = torch.tensor([code[t] for t in targets], dtype=torch.long)
+    return scm.shift_of_cells(shift_pk, table)
+
+
+def population_deltas(
+    program: Program, draws: Draws, controls: Controls, shift_slk: Tensor, seed: int
+) -> np.ndarray:
+    """Difference of each label's mean profile to control, ``draws x labels x genes``."""
+    out = np.empty((*shift_slk.shape[:2], program.sizes.genes), dtype=np.float32)
+    library = controls.library_c.numpy()
+    for s, delta in posterior.population_means(
+        program, draws, controls, shift_slk, library, CELLS_PER_DRAW, seed
+    ):
+        out[s] = delta
+    return out
+
+
+def prediction(
+    deltas: np.ndarray,
+    labels: Sequence[str],
+    status: Sequence[str],
+    coding: Coding,
+    control_mean: np.ndarray,
+    settings: dict[str, Any],
+    keep_draws: bool,
+) -> AnnData:
+    """Lay out draws of population differences as a prediction, one row per label."""
+    delta = posterior.summarise(deltas)
+    layers = {
+        "mean": control_mean + delta["mean"],
+        "sd": delta["sd"],
+        "q05": control_mean + delta["q05"],
+        "q95": control_mean + delta["q95"],
+        "delta": delta["mean"],
+        "delta_sd": delta["sd"],
+        "delta_q05": delta["q05"],
+        "delta_q95": delta["q95"],
+    }
+    layers = {name: np.asarray(layer, dtype=np.float32) for name, layer in layers.items()}
+    obs = pd.DataFrame({"status": pd.Categorical(status)}, index=pd.Index(labels))
+    var = pd.DataFrame({"control_mean": control_mean}, index=pd.Index(coding.genes))
+    result = AnnData(X=layers["mean"].copy(), obs=obs, var=var, layers=layers)
+    result.uns["units"] = units(coding)
+    result.uns["settings"] = settings
+    if keep_draws:
+        result.obsm["draws"] = np.ascontiguousarray(
+            np.swapaxes(deltas, 0, 1) + control_mean.astype(np.float32)
+        )
+    return result
+
+
+def units(coding: Coding) -> str:
+    """What the numbers of a mean profile are."""
+    return "mean log1p(CP10K)" if coding.schema.kind == "counts" else "mean value"
+
+
+def sampled_cells(values: np.ndarray, library: np.ndarray, label: str, coding: Coding) -> AnnData:
+    """Lay out simulated cells."""
+    names = pd.Index([f"{label}_{i}" for i in range(len(values))])
+    obs = pd.DataFrame(
+        {"perturbation": pd.Categorical([label] * len(values)), "library": library}, index=names
+    )
+    if coding.schema.kind != "counts":
+        obs = obs.drop(columns="library")
+    return AnnData(X=values, obs=obs, var=pd.DataFrame(index=pd.Index(coding.genes)))
+
+
+def counterfactual(
+    program: Program, draws: Draws, screen: Screen, new_sk: Tensor, label: str, obs: pd.DataFrame, seed: int
+) -> AnnData:
+    """Expected profiles of cells as they were and under another perturbation, in chunks of cells."""
+    n_genes = program.sizes.genes
+    chunk = max(1, posterior.CELL_CHUNK * 8 // len(draws))
+    layers = {
+        name: np.empty((len(screen), n_genes), dtype=np.float32)
+        for name in ("factual", "counterfactual", "effect", "effect_q05", "effect_q95")
+    }
+    for rows, batch in screen.batches(np.arange(len(screen)), chunk):
+        own = scm.shift_of_cells(draws.shift_pk, batch.targets_cm)
+        new = new_sk.unsqueeze(1).expand_as(own)
+        factual, counter = posterior.counterfactual(program, draws, batch, own, new, seed + int(rows[0]))
+        effect = posterior.summarise((counter - factual).numpy())
+        layers["factual"][rows], layers["counterfactual"][rows] = factual.mean(0), counter.mean(0)
+        layers["effect"][rows], layers["effect_q05"][rows], layers["effect_q95"][rows] = (
+            effect["mean"],
+            effect["q05"],
+            effect["q95"],
+        )
+    result = AnnData(
+        X=layers["counterfactual"].copy(),
+        obs=obs.copy(),
+        var=pd.DataFrame(index=pd.Index(screen.coding.genes)),
+        layers=layers,
+    )
+    result.uns["perturbation"], result.uns["units"] = label, units(screen.coding).removeprefix("mean ")
+    return result
+
+
+def latent(program: Program, draws: Draws, screen: Screen, kind: str, block: int = 2048) -> np.ndarray:
+    """Posterior mean of the state (``"u"``) or noise (``"z"``) of cells, ``cells x nodes``."""
+    out = np.empty((len(screen), program.sizes.nodes), dtype=np.float32)
+    for rows, batch in screen.batches(np.arange(len(screen)), block):
+        state_ck, trust_ck = posterior.encode(program, batch)
+        total = torch.zeros_like(state_ck)
+        for s in range(len(draws)):
+            shift_ck = scm.shift_of_cells(draws.shift_pk[s], batch.targets_cm)
+            z_ck, _ = posterior.noise_of(state_ck, trust_ck, draws.B[s], shift_ck)
+            total += z_ck if kind == "z" else scm.propagate(z_ck + shift_ck, draws.B[s])
+        out[rows] = (total / len(draws)).detach().numpy()
+    return out
+
+
+def log_density(
+    program: Program, draws: Draws, screen: Screen, shift_slk: Tensor, seed: int, block: int = 1024
+) -> np.ndarray:
+    """Importance-sampled log density of each cell given its label, nats; ``cells``."""
+    out = np.empty(len(screen))
+    codes = torch.from_numpy(screen.labels.cat.codes.to_numpy().astype(np.int64))
+    for rows, batch in screen.batches(np.arange(len(screen)), block):
+        shift_sck = shift_slk[:, codes[torch.as_tensor(rows)]]
+        out[rows] = posterior.log_density(program, draws, batch, shift_sck, seed + int(rows[0])).numpy()
+    return out
+
+
+def penetrance_table(draws: Draws, perturbations: Sequence[str]) -> pd.DataFrame:
+    """Summarise the strength of each seen perturbation."""
+    strength = draws.values.get("strength")
+    n = len(perturbations)
+    values = (
+        np.ones((2, n))
+        if strength is None
+        else strength.reshape(-1, n).expand(max(2, len(strength)), n).numpy()
+    )
+    table = pd.DataFrame(
+        posterior.summarise(values, (0.05, 0.5, 0.95)), index=pd.Index(perturbations, name="perturbation")
+    )
+    return table.rename(columns={"q50": "median"})
+
+
+def edge_table(draws: Draws, nodes: Sequence[str]) -> pd.DataFrame:
+    """Summarise the edges that the order allows, the strongest first."""
+    rows, columns = np.triu_indices(len(nodes), k=1)
+    values = draws.B[:, rows, columns].numpy()
+    names = np.asarray(nodes)
+    table = pd.DataFrame({"source": names[rows], "target": names[columns], **posterior.summarise(values)})
+    table["probability_positive"] = (values > 0).mean(axis=0)
+    order = table["mean"].abs().sort_values(ascending=False, kind="stable").index
+    return table.loc[order].reset_index(drop=True)

@@ -1,0 +1,88 @@
+"""Inference specs: one validated object, also as a TOML file, for one way to fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sccvae_pyro.data.toml import explain, read_toml
+from sccvae_pyro.errors import InputError
+
+
+class InferenceSpec(BaseModel):
+    """How to fit. The defaults need no tuning.
+
+    Parameters
+    ----------
+    max_epochs
+        Passes over the training cells; ``None`` takes as many as give about ``target_steps`` steps.
+    target_steps
+        Gradient steps aimed at where ``max_epochs`` is ``None``.
+    batch_size
+        Cells of a step.
+    learning_rate
+        Peak of the one-cycle schedule, for the networks.
+    global_rate
+        Factor on the learning rate for the variational parameters of the globals. A perturbation
+        is in few cells of a batch, so that its gradients are noisy and its steps must be longer.
+    kl_start, kl_warmup
+        Weight of the KL at the start, and the fraction of training after which it is 1.
+    gradient_clip
+        Bound on the norm of the gradient.
+    validation_fraction
+        Share of the cells of every perturbation kept for the validation ELBO.
+    patience
+        Epochs without a better validation ELBO after which training stops, once the KL has its full weight.
+    precision
+        Lightning's precision: ``"32"`` or ``"bf16-mixed"``.
+    accelerator, devices
+        Lightning's accelerator and number of devices.
+    seed
+        Seed of initial weights, splits, order of cells and draws.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_epochs: int | None = Field(None, ge=1)
+    target_steps: int = Field(3000, ge=1)
+    batch_size: int = Field(256, ge=2)
+    learning_rate: float = Field(5e-3, gt=0)
+    global_rate: float = Field(4.0, gt=0)
+    kl_start: float = Field(0.05, ge=0, le=1)
+    kl_warmup: float = Field(0.3, ge=0, le=1)
+    gradient_clip: float = Field(10.0, gt=0)
+    validation_fraction: float = Field(0.05, gt=0, lt=0.5)
+    patience: int = Field(15, ge=1)
+    precision: Literal["32", "bf16-mixed"] = "32"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @classmethod
+    def read(
+        cls, source: InferenceSpec | Mapping[str, Any] | str | Path | None, **overrides: Any
+    ) -> InferenceSpec:
+        """Read a spec from a TOML file or a mapping; keywords override it.
+
+        Raises
+        ------
+        InputError
+            If the file is missing or not TOML, or a setting is unknown or out of range.
+        """
+        settings = _settings(source)
+        changed = {key: value for key, value in overrides.items() if value is not None}
+        try:
+            return cls.model_validate({**settings, **changed})
+        except ValidationError as error:
+            raise InputError(explain(error, cls, "inference spec")) from None
+
+
+def _settings(source: InferenceSpec | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+    if source is None:
+        return {}
+    if isinstance(source, InferenceSpec):
+        return source.model_dump()
+    return dict(source) if isinstance(source, Mapping) else read_toml(source)

@@ -1,0 +1,249 @@
+"""Stochastic variational inference: the training loop, on Lightning."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812 - the name that Lightning gives itself
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from torch import Tensor
+
+from sccvae_pyro.data.loading import Batch, EpochShuffle, Screen, eval_loader, train_loader
+from sccvae_pyro.inference.objectives import NegativeELBO, log_weights
+from sccvae_pyro.inference.spec import InferenceSpec
+from sccvae_pyro.models.program import Program
+
+logger = logging.getLogger(__name__)
+
+VALIDATION = "validation_loss"
+
+
+class SVIModule(L.LightningModule):
+    """One program, its loss and its optimiser.
+
+    Parameters
+    ----------
+    program
+        Model and guide.
+    spec
+        How to fit.
+    n_steps
+        Gradient steps of the whole run, which set the schedules.
+    """
+
+    def __init__(self, program: Program, spec: InferenceSpec, n_steps: int) -> None:
+        super().__init__()
+        self.loss = NegativeELBO(program)
+        self.spec, self.n_steps = spec, n_steps
+
+    @property
+    def program(self) -> Program:
+        """The program that is fitted."""
+        return self.loss.program
+
+    def kl_weight(self) -> float:
+        """Weight of the KL at this step: linear from ``kl_start`` to 1, then 1."""
+        warmup = self.spec.kl_warmup * self.n_steps
+        progress = min(1.0, self.global_step / warmup) if warmup else 1.0
+        return self.spec.kl_start + (1.0 - self.spec.kl_start) * progress
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the epoch by its number: a resumed run draws what an undisturbed one would have drawn."""
+        pyro.set_rng_seed(self.spec.seed + 1000 * (self.current_epoch + 1))
+        sampler = self.trainer.train_dataloader.sampler.sampler
+        assert isinstance(sampler, EpochShuffle)
+        sampler.set_epoch(self.current_epoch)
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """Loss of one batch."""
+        loss = self.loss(batch, self.kl_weight())
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.library_c)
+        )
+        return loss
+
+    def validation_step(self, batch: Batch) -> None:
+        """Negative validation ELBO per cell, at the full weight of the KL."""
+        with pyro.settings.context(module_local_params=True):
+            loss = -log_weights(self.program, batch).mean()
+        self.log(VALIDATION, loss, prog_bar=True, batch_size=len(batch.library_c))
+
+    def configure_optimizers(self) -> Any:
+        """Adam with longer steps for the globals, and a one-cycle schedule."""
+        groups = parameter_groups(self.program, self.spec)
+        optimizer = torch.optim.Adam(groups)
+        peaks = [group["lr"] for group in groups]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=self.n_steps + 1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def parameter_groups(program: Program, spec: InferenceSpec) -> list[dict[str, Any]]:
+    """Split the parameters into networks and variational parameters of the globals, each with its rate."""
+    networks = [*program.encoder.parameters(), *program.decoder.parameters()]
+    known = {id(parameter) for parameter in networks}
+    globals_ = [parameter for parameter in program.parameters() if id(parameter) not in known]
+    groups = [
+        {"params": networks, "lr": spec.learning_rate},
+        {"params": globals_, "lr": spec.learning_rate * spec.global_rate},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class History(Callback):
+    """Losses of each epoch; kept in checkpoints, so that a resumed run has the whole curve."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[str, float]] = {}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the losses of the epoch."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.rows[trainer.current_epoch] = {
+            key: metrics[key] for key in ("train_loss", VALIDATION) if key in metrics
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the rows of the interrupted run."""
+        self.rows = {int(epoch): row for epoch, row in state_dict["rows"].items()}
+
+    def table(self) -> pd.DataFrame:
+        """Losses indexed by epoch: ``train_loss`` and ``validation_loss``, nats per cell."""
+        return pd.DataFrame.from_dict(self.rows, orient="index").rename_axis("epoch").sort_index()
+
+
+class PatienceAfterWarmup(EarlyStopping):
+    """Early stopping that waits until the KL has its full weight: before that, losses are not comparable."""
+
+    def _run_early_stopping_check(self, trainer: L.Trainer) -> None:
+        module = trainer.lightning_module
+        if isinstance(module, SVIModule) and module.kl_weight() >= 1.0:
+            super()._run_early_stopping_check(trainer)
+
+
+def fit(
+    program: Program,
+    screen: Screen,
+    spec: InferenceSpec,
+    checkpoint_dir: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Fit a program to a screen; the best state by validation ELBO is kept.
+
+    Parameters
+    ----------
+    program
+        Changed in place.
+    screen
+        Coded cells.
+    spec
+        How to fit.
+    checkpoint_dir
+        Where ``last.ckpt`` is written after every epoch; ``None`` keeps checkpoints only while fitting.
+    resume
+        Go on from ``last.ckpt`` where there is one.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    DataFrame
+        Index ``epoch``; columns ``train_loss`` and ``validation_loss``, nats per cell.
+    """
+    train, validation = split_rows(screen, spec)
+    program.sizes = replace(program.sizes, cells=len(train))
+    loader = train_loader(screen, train, spec.batch_size, spec.seed)
+    max_epochs = spec.max_epochs or int(np.clip(round(spec.target_steps / len(loader)), 2, 400))
+    module = SVIModule(program, spec, max_epochs * len(loader))
+    with _folder(checkpoint_dir) as folder, _quiet():
+        history = History()
+        best = ModelCheckpoint(
+            folder, "best", monitor=VALIDATION, save_last=True, enable_version_counter=False
+        )
+        trainer = L.Trainer(
+            max_epochs=max_epochs,
+            accelerator=spec.accelerator,
+            devices=spec.devices,
+            precision=spec.precision,
+            gradient_clip_val=spec.gradient_clip,
+            logger=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            num_sanity_val_steps=0,
+            callbacks=[
+                history,
+                best,
+                PatienceAfterWarmup(VALIDATION, patience=spec.patience, check_finite=True),
+                *([TQDMProgressBar(leave=True)] if progress else []),
+            ],
+        )
+        last = folder / "last.ckpt"
+        trainer.fit(
+            module,
+            loader,
+            eval_loader(screen, validation, 4 * spec.batch_size),
+            ckpt_path=last if resume and last.is_file() else None,
+            weights_only=True,
+        )
+        _restore(module, Path(best.best_model_path))
+    program.eval()
+    return history.table()
+
+
+def split_rows(screen: Screen, spec: InferenceSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Split cells into training and validation rows, the same share of every label."""
+    rng = np.random.default_rng([spec.seed, 7])
+    order = rng.permutation(len(screen))
+    codes = screen.labels.cat.codes.to_numpy()[order]
+    rank = pd.Series(codes).groupby(codes).cumcount().to_numpy()
+    size = pd.Series(codes).groupby(codes).transform("size").to_numpy()
+    held = rank < np.floor(spec.validation_fraction * size)
+    if not held.any():  # every label is too small to share: take a few cells of the largest
+        held = (rank < 1) & (size == size.max())
+    return np.sort(order[~held]), np.sort(order[held])
+
+
+def _restore(module: SVIModule, best: Path) -> None:
+    if best.is_file():
+        module.load_state_dict(torch.load(best, weights_only=True, map_location="cpu")["state_dict"])
+
+
+@contextmanager
+def _folder(path: Path | None) -> Iterator[Path]:
+    if path is not None:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advice away: the loader is in memory, the user chose the device."""
+    levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

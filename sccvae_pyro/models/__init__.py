@@ -1,0 +1,1 @@
+"""The generative model: priors, networks and the program that joins them."""

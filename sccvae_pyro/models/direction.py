@@ -1,0 +1,226 @@
+"""Direction priors: beliefs about where a perturbation pushes, given the features of its gene.
+
+Every member returns the direction ``s`` (``perturbations x nodes``) of the perturbations whose
+features it is called with, so that the same code serves the seen and the unseen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import transforms
+
+from sccvae_pyro.models.factors import MeanField
+from sccvae_pyro.models.scm import drop_cells_dim
+from sccvae_pyro.models.slot import Perturbations, Prior, Sizes, positive
+
+
+class DirectionPrior(Prior, slot="direction"):
+    """Base of the direction priors; the site is ``direction``."""
+
+
+@dataclass(frozen=True)
+class Linear(DirectionPrior):
+    """A Bayesian linear map from the features, with a shared effect and a residual. The default.
+
+    With ``k`` a node, ``e`` a feature and column 0 of the weights the effect shared by all perturbations::
+
+        direction_scale_k     ~ LogNormal(log(scale), 1)
+        direction_relevance_e ~ HalfCauchy(relevance)
+        direction_signal_k    ~ LogNormal(0, 1)
+        direction_weights_k0  ~ Normal(0, intercept * direction_scale_k)
+        direction_weights_ke  ~ Normal(0, direction_relevance_e * direction_signal_k * direction_scale_k)
+        direction_pk          ~ Normal((1, features_p) . direction_weights_k, direction_scale_k)
+
+    A feature without evidence loses its relevance, all of its weights shrink together, and an
+    unseen perturbation falls back to the shared effect with the residual as its spread. Given the
+    directions, the weights have an exact normal posterior, and the guide uses it: automatic
+    relevance determination without an approximation in the weights. The signal of a node keeps
+    nodes that no feature explains from shrinking the relevances of all others.
+
+    Parameters
+    ----------
+    scale
+        Expected size of the residual, in standard deviations of a node's noise.
+    relevance
+        Scale of the belief about a feature's relevance; 1 means as important as the residual.
+    intercept
+        Width of the belief about the shared effect, in units of the residual.
+    """
+
+    scale: float = 0.3
+    relevance: float = 1.0
+    intercept: float = 3.0
+
+    def __post_init__(self) -> None:
+        positive(self, scale=self.scale, relevance=self.relevance, intercept=self.intercept)
+
+    def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Sample ``direction``, ``perturbations x nodes``."""
+        features = perturbations.features
+        one = features.new_ones(())
+        scale_k = pyro.sample(
+            "direction_scale",
+            dist.LogNormal(math.log(self.scale) * one, one).expand([sizes.nodes]).to_event(1),
+        )
+        relevance_e = pyro.sample(
+            "direction_relevance", dist.HalfCauchy(self.relevance * one).expand([sizes.features]).to_event(1)
+        )
+        signal_k = pyro.sample(
+            "direction_signal", dist.LogNormal(0.0 * one, one).expand([sizes.nodes]).to_event(1)
+        )
+        sd_ke = scale_k.unsqueeze(-1) * prior_width(relevance_e, signal_k, self.intercept)
+        weights_ke = pyro.sample("direction_weights", dist.Normal(torch.zeros_like(sd_ke), sd_ke).to_event(2))
+        mean_pk = with_intercept(features) @ drop_cells_dim(weights_ke).mT
+        with perturbations.plate:
+            return pyro.sample("direction", dist.Normal(mean_pk, scale_k.expand_as(mean_pk)).to_event(1))
+
+    def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
+        """Mean field over scales, relevances and directions; the weights exactly, given those."""
+        return _LinearFactor(self, sizes, features)
+
+
+class _LinearFactor(nn.Module):
+    features: Tensor
+
+    def __init__(self, prior: Linear, sizes: Sizes, features: Tensor) -> None:
+        super().__init__()
+        self.intercept = prior.intercept
+        to_positive = [transforms.ExpTransform()]
+        self.register_buffer("features", features)
+        start = math.log(prior.scale)
+        self.scale = MeanField("direction_scale", [sizes.nodes], 1, loc=start, transforms=to_positive)
+        self.signal = MeanField("direction_signal", [sizes.nodes], 1, transforms=to_positive)
+        self.relevance = MeanField(
+            "direction_relevance", [sizes.features], 1, loc=-1.0, transforms=to_positive
+        )
+        self.direction = MeanField("direction", [sizes.perturbations, sizes.nodes], 1)
+
+    def forward(self, perturbations: pyro.plate) -> None:
+        """Sample scales, relevances, signals and directions, then the weights given all of them."""
+        scale_k, relevance_e, signal_k = self.scale(), self.relevance(), self.signal()
+        with perturbations:
+            direction_pk = self.direction()
+        width_ke = prior_width(relevance_e, signal_k, self.intercept)
+        if (
+            direction_pk.dim() > 2
+        ):  # draws x 1 (in place of the plate) x ...: align the exact posterior with it
+            direction_pk = direction_pk.unsqueeze(-3)
+        pyro.sample(
+            "direction_weights", weights_given_directions(direction_pk, self.features, width_ke, scale_k)
+        )
+
+
+def with_intercept(features: Tensor) -> Tensor:
+    """Put the constant feature first, ``perturbations x (1 + features)``."""
+    return torch.cat([features.new_ones((*features.shape[:-1], 1)), features], dim=-1)
+
+
+def prior_width(relevance_e: Tensor, signal_k: Tensor, intercept: float) -> Tensor:
+    """Prior sd of the weights in units of the residual, constant first, ``... x nodes x (1 + features)``."""
+    width_ke = signal_k.unsqueeze(-1) * relevance_e.unsqueeze(-2)
+    return torch.cat([width_ke.new_full((*width_ke.shape[:-1], 1), intercept), width_ke], dim=-1)
+
+
+def weights_given_directions(
+    direction_pk: Tensor, features: Tensor, width_ke: Tensor, scale_k: Tensor
+) -> dist.TorchDistribution:
+    """Exact posterior of the weights given the directions: one Bayesian linear regression for each node.
+
+    In units of ``scale_k`` the noise is 1 and the prior of the weights of a node ``diag(width_k^2)``
+    (Bishop 2006, section 3.3).
+
+    Parameters
+    ----------
+    direction_pk
+        ``... x perturbations x nodes``.
+    features
+        ``perturbations x features``, without the constant.
+    width_ke
+        ``... x nodes x (1 + features)``, see :func:`prior_width`.
+    scale_k
+        ``... x nodes``.
+
+    Returns
+    -------
+    Distribution over ``nodes x (1 + features)``.
+    """
+    design = with_intercept(features)
+    # Whitened by the prior width the precision is I + A'A: well conditioned even where relevance vanishes.
+    gram = width_ke.unsqueeze(-1) * (design.mT @ design) * width_ke.unsqueeze(-2)
+    lower_kee = lower_factor_of_inverse(
+        gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    )
+    moment_ke = width_ke * ((direction_pk / scale_k.unsqueeze(-2)).mT @ design)
+    mean_ke = (lower_kee @ (lower_kee.mT @ moment_ke.unsqueeze(-1))).squeeze(-1)
+    sd_ke = scale_k.unsqueeze(-1) * width_ke
+    return dist.MultivariateNormal(sd_ke * mean_ke, scale_tril=sd_ke.unsqueeze(-1) * lower_kee).to_event(1)
+
+
+def lower_factor_of_inverse(precision: Tensor) -> Tensor:
+    """Lower triangular ``L`` with ``L L' = precision^-1``, from one Cholesky factor of the flipped matrix."""
+    upper = torch.linalg.cholesky(precision.flip(-2, -1)).flip(-2, -1)  # precision = upper upper'
+    identity = torch.eye(precision.shape[-1], dtype=precision.dtype, device=precision.device)
+    return torch.linalg.solve_triangular(upper, identity, upper=True).mT
+
+
+@dataclass(frozen=True)
+class Simplex(DirectionPrior):
+    """The published direction: a softmax over nodes of a neural map of the features.
+
+    Deterministic given the features; the weights of the map are learned by maximum likelihood with
+    a normal prior. Shifts are non-negative and sum to one.
+
+    Parameters
+    ----------
+    hidden
+        Width of the map's two hidden layers.
+    weight_scale
+        Standard deviation of the prior of its weights, in units of the usual 1 / sqrt(inputs).
+    """
+
+    hidden: int = 64
+    weight_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self, hidden=self.hidden, weight_scale=self.weight_scale)
+
+    def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Sample the weights of the map and record ``direction``, ``perturbations x nodes``."""
+        features = perturbations.features
+        hidden = with_intercept(features)
+        for layer, (n_in, n_out) in enumerate(self._layers(sizes)):
+            sd = features.new_tensor(self.weight_scale / math.sqrt(n_in))
+            weights = pyro.sample(
+                f"direction_layer{layer}", dist.Normal(0.0, sd).expand([n_in, n_out]).to_event(2)
+            )
+            hidden = hidden @ drop_cells_dim(weights)
+            hidden = nn.functional.leaky_relu(hidden, 0.2) if layer < 2 else hidden
+        with perturbations.plate:
+            return pyro.deterministic("direction", hidden.softmax(-1), event_dim=1)
+
+    def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
+        """Independent normals over the weights of the map."""
+        return _SimplexFactor(self._layers(sizes), self.weight_scale)
+
+    def _layers(self, sizes: Sizes) -> list[tuple[int, int]]:
+        return [(1 + sizes.features, self.hidden), (self.hidden, self.hidden), (self.hidden, sizes.nodes)]
+
+
+class _SimplexFactor(nn.Module):
+    def __init__(self, layers: list[tuple[int, int]], weight_scale: float) -> None:
+        super().__init__()
+        factors = [MeanField(f"direction_layer{i}", n, event_dim=2, scale=0.02) for i, n in enumerate(layers)]
+        for factor, (n_in, _) in zip(factors, layers, strict=True):
+            nn.init.normal_(factor.loc, std=weight_scale / math.sqrt(n_in))
+        self.layers = nn.ModuleList(factors)
+
+    def forward(self, perturbations: pyro.plate) -> None:
+        """Sample the weights."""
+        for layer in self.layers:
+            layer()

@@ -1,0 +1,71 @@
+"""Encoder and decoder: the only neural networks of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def mlp(n_in: int, hidden: Sequence[int], n_out: int) -> nn.Sequential:
+    """Layers of linear map, layer norm and SiLU, and a last linear map."""
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(n_in, width), nn.LayerNorm(width), nn.SiLU()]
+        n_in = width
+    return nn.Sequential(*layers, nn.Linear(n_in, n_out))
+
+
+class Encoder(nn.Module):
+    """Propose a causal state for each cell from its expression and covariates.
+
+    Parameters
+    ----------
+    center, scale
+        Mean and standard deviation of the log expression of each gene in the training cells.
+    n_covariates, hidden, n_nodes
+        Sizes of covariates, hidden layers and latent state.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, center: Tensor, scale: Tensor, n_covariates: int, hidden: Sequence[int], n_nodes: int
+    ) -> None:
+        super().__init__()
+        self.register_buffer("center", center)
+        self.register_buffer("scale", scale)
+        self.body = mlp(len(center) + n_covariates, hidden, 2 * n_nodes)
+
+    def forward(self, log_expression_cg: Tensor, covariates_cv: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the mean of the state and the sd of the noise, each ``cells x nodes``."""
+        standardised = (log_expression_cg - self.center) / self.scale
+        loc, raw = self.body(torch.cat([standardised, covariates_cv], dim=-1)).chunk(2, dim=-1)
+        return loc, raw.sigmoid()
+
+
+class Decoder(nn.Module):
+    """Turn a causal state and covariates into a change of each gene from its baseline.
+
+    A linear map carries most effects, a small network the rest; both start near zero, so that
+    training begins at the mean of the control cells.
+    """
+
+    def __init__(self, n_nodes: int, n_covariates: int, hidden: Sequence[int], n_genes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_nodes + n_covariates, n_genes, bias=False)
+        self.body = mlp(n_nodes + n_covariates, hidden, n_genes)
+        last = self.body[-1]
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            self.linear.weight.mul_(0.1)
+            last.weight.mul_(0.1)
+            last.bias.zero_()
+
+    def forward(self, state_ck: Tensor, covariates_cv: Tensor) -> Tensor:
+        """Give the change of each gene, ``... x cells x genes``, on the scale of the likelihood."""
+        covariates = covariates_cv.expand(*state_ck.shape[:-1], covariates_cv.shape[-1])
+        inputs = torch.cat([state_ck, covariates], dim=-1)
+        return self.linear(inputs) + self.body(inputs)

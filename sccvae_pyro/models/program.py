@@ -1,0 +1,143 @@
+"""THE model: SCCVAE as a Pyro program.
+
+With row vectors, ``c`` a cell, ``p`` a perturbation, ``k`` a latent node and ``g`` a gene::
+
+    B         ~ graph prior                        nodes x nodes, a DAG
+    strength  ~ penetrance prior                   perturbations
+    direction ~ direction prior(features)          perturbations x nodes
+    z_c       ~ noise prior                        nodes
+    shift_c   = sum of strength_p direction_p over the perturbations p of the cell
+    u_c       = (z_c + shift_c) (I - B)^-1         linear structural causal model
+    x_c       ~ likelihood(decoder(u_c))           genes
+
+The guide is amortised over cells and proposes by abduction: an encoder reads ``x_c`` and proposes
+the state ``u_c``, which is mapped back through the graph and the shifts that the guide has just
+drawn, ``z_c = u_c (I - B) - shift_c``. Gradients flow through that map into ``B``, ``strength``
+and ``direction``: it is how perturbations are recovered.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyro
+import pyro.distributions as dist
+from pyro import poutine
+from pyro.nn import PyroModule
+from pyro.poutine.util import site_is_subsample as is_plate
+from torch import Tensor
+
+from sccvae_pyro.data.loading import Batch
+from sccvae_pyro.models import scm
+from sccvae_pyro.models.direction import DirectionPrior
+from sccvae_pyro.models.graph import GraphPrior
+from sccvae_pyro.models.likelihoods import Likelihood
+from sccvae_pyro.models.networks import Decoder, Encoder
+from sccvae_pyro.models.noise import NoisePrior
+from sccvae_pyro.models.penetrance import PenetrancePrior
+from sccvae_pyro.models.slot import Perturbations, Sizes
+
+
+class Priors(NamedTuple):
+    """One member for each slot."""
+
+    graph: GraphPrior
+    penetrance: PenetrancePrior
+    direction: DirectionPrior
+    noise: NoisePrior
+    likelihood: Likelihood
+
+
+class Program(PyroModule):
+    """The generative model and its guide.
+
+    Parameters
+    ----------
+    priors
+        One member for each slot.
+    sizes
+        Sizes of the model.
+    features
+        ``perturbations x features`` of the seen perturbations, standardised.
+    baseline
+        Decoder's baseline, see :meth:`Likelihood.baseline`.
+    encoder, decoder
+        The networks.
+    """
+
+    features: Tensor
+    baseline: Tensor
+
+    def __init__(
+        self,
+        priors: Priors,
+        sizes: Sizes,
+        features: Tensor,
+        baseline: Tensor,
+        encoder: Encoder,
+        decoder: Decoder,
+    ) -> None:
+        super().__init__()
+        self.priors, self.sizes = priors, sizes
+        self.register_buffer("features", features)
+        self.register_buffer("baseline", baseline)
+        self.encoder, self.decoder = encoder, decoder
+        self.graph_factor = priors.graph.guide(sizes, features)
+        self.penetrance_factor = priors.penetrance.guide(sizes, features)
+        self.direction_factor = priors.direction.guide(sizes, features)
+        self.gene_factor = priors.likelihood.guide(sizes)
+
+    def causes(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample the causal globals: ``B`` and the shift of each perturbation, ``perturbations x nodes``."""
+        perturbations = Perturbations.of(features)
+        B = self.priors.graph.model(self.sizes, perturbations)
+        strength_p = self.priors.penetrance.model(self.sizes, perturbations)
+        direction_pk = self.priors.direction.model(self.sizes, perturbations)
+        return B, strength_p.unsqueeze(-1) * direction_pk
+
+    def model(self, batch: Batch) -> Tensor:
+        """Generate the expression of a batch of cells, ``cells x genes``."""
+        B, shift_pk = self.causes(self.features)
+        gene_level = self.priors.likelihood.model(self.sizes, self.baseline)
+        with self.cells(batch):
+            z_ck = pyro.sample("z", self.priors.noise.distribution(self.sizes, batch.library_c))
+            u_ck = scm.propagate(z_ck + scm.shift_of_cells(shift_pk, batch.targets_cm), B)
+            change_cg = self.decoder(u_ck, batch.covariates_cv)
+            x_c = self.priors.likelihood.distribution(change_cg, self.baseline, batch.library_c, gene_level)
+            return pyro.sample("x", x_c, obs=batch.x_cg)
+
+    def guide(self, batch: Batch) -> None:
+        """Propose globals, then the noise of each cell by abduction."""
+        B, shift_pk = self.causes_given(self.guide_globals(), self.features)
+        log_x_cg = self.priors.likelihood.encoder_input(batch.x_cg, batch.library_c)
+        state_ck, trust_ck = self.encoder(log_x_cg, batch.covariates_cv)
+        with self.cells(batch):
+            abducted_ck = scm.abduct(state_ck, B) - scm.shift_of_cells(shift_pk, batch.targets_cm)
+            sd_ck = (1.0 - trust_ck).sqrt()
+            pyro.sample("z", dist.Normal(trust_ck * abducted_ck, sd_ck).to_event(1))
+
+    def guide_globals(self) -> dict[str, Tensor]:
+        """Propose all globals; give the drawn value of each site."""
+        plate = Perturbations.of(self.features).plate
+        with poutine.trace() as drawn:
+            for factor in (self.graph_factor, self.penetrance_factor, self.direction_factor):
+                factor(plate)
+            self.gene_factor()
+        sites = drawn.trace.nodes.items()
+        return {
+            name: site["value"] for name, site in sites if site["type"] == "sample" and not is_plate(site)
+        }
+
+    def causes_given(self, values: dict[str, Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
+        """What follows from drawn globals, computed by the model's own code and hidden from the trace."""
+        with poutine.block(), poutine.condition(data=values):
+            return self.causes(features)
+
+    def gene_level_given(self, values: dict[str, Tensor]) -> Tensor:
+        """The likelihood's gene-level variable that follows from drawn globals, ``... x genes``."""
+        with poutine.block(), poutine.condition(data=values):
+            return self.priors.likelihood.model(self.sizes, self.baseline)
+
+    def cells(self, batch: Batch) -> pyro.plate:
+        """The plate of cells: a batch counts for all cells of the screen."""
+        return pyro.plate("cells", self.sizes.cells, subsample=batch.library_c, dim=-1)

@@ -1,0 +1,171 @@
+"""What every interchangeable part of the model has in common.
+
+A slot is a place in the program (graph, penetrance, direction, noise, likelihood); a member of a
+slot is a small frozen dataclass. Members register themselves by name, so that a belief can be
+written as an object, as a name, or as a table in a TOML file, and so that a member written outside
+this package is found like our own.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, NamedTuple, Self
+
+import pyro
+from torch import Tensor, nn
+
+from sccvae_pyro.data.wording import suggestion
+from sccvae_pyro.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of one model.
+
+    Parameters
+    ----------
+    cells, genes, nodes, perturbations, features, covariates
+        Numbers of training cells, genes, latent nodes, seen perturbations, features of a
+        perturbation, and columns of coded covariates.
+    """
+
+    cells: int
+    genes: int
+    nodes: int
+    perturbations: int
+    features: int
+    covariates: int
+
+
+class Member(ABC):
+    """A member of a slot: how it is named, checked, written down and read back."""
+
+    slot: ClassVar[str]
+    registry: ClassVar[dict[str, dict[str, type[Member]]]] = {}
+
+    def __init_subclass__(cls, slot: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if slot is not None:
+            cls.slot = slot
+            Member.registry[slot] = {}
+        elif hasattr(cls, "slot") and not cls.__name__.startswith("_"):
+            Member.registry[cls.slot][cls.__name__] = cls
+
+    def to_dict(self) -> dict[str, Any]:
+        """Write the member as plain values: its ``name`` and its settings."""
+        return {"name": type(self).__name__, **{f.name: getattr(self, f.name) for f in fields(self)}}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls, spec: Self | str | Mapping[str, Any]) -> Self:
+        """Read a member of this slot.
+
+        Parameters
+        ----------
+        spec
+            A member, its name, or a mapping with ``name`` and settings.
+
+        Returns
+        -------
+        The member.
+
+        Raises
+        ------
+        InputError
+            If the name or a setting is unknown; the message lists the known ones.
+        """
+        if isinstance(spec, cls):
+            return spec
+        if isinstance(spec, str):
+            spec = {"name": spec}
+        if not isinstance(spec, Mapping) or "name" not in spec:
+            raise InputError(f"{cls.slot} must be one of {cls.known()} or a table with a name, not {spec!r}")
+        settings = {key: value for key, value in spec.items() if key != "name"}
+        member = _look_up(cls.slot, str(spec["name"]))
+        accepted = {f.name for f in fields(member)}  # type: ignore[arg-type]
+        required = {f.name for f in fields(member) if f.default is MISSING and f.default_factory is MISSING}  # type: ignore[arg-type]
+        unknown = sorted(set(settings) - accepted)
+        if unknown:
+            raise InputError(
+                f"{cls.slot} {member.__name__} has no setting {unknown[0]!r}. "
+                f"{suggestion(unknown[0], sorted(accepted), 'settings')}"
+            )
+        if missing := sorted(required - set(settings)):
+            raise InputError(f"{cls.slot} {member.__name__} needs the setting {missing[0]!r}")
+        return member(**settings)  # type: ignore[return-value]
+
+    @classmethod
+    def known(cls) -> list[str]:
+        """Names of the members of this slot."""
+        return sorted(Member.registry[cls.slot])
+
+
+class Perturbations(NamedTuple):
+    """The perturbations that the program speaks of: the seen ones in training, unseen ones in prediction.
+
+    ``features`` is ``perturbations x features``, standardised; ``plate`` counts each of them once.
+    """
+
+    features: Tensor
+    plate: pyro.plate
+
+    @classmethod
+    def of(cls, features: Tensor) -> Perturbations:
+        """Make the plate that goes with the features."""
+        return cls(features, pyro.plate("perturbations", features.shape[-2], dim=-1))
+
+
+class Prior(Member):
+    """A prior over global variables: what the model samples and the guide factor that goes with it."""
+
+    @abstractmethod
+    def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Sample the prior's sites and return the value that the program uses."""
+
+    @abstractmethod
+    def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
+        """Build the guide factor; calling it with the plate of the perturbations samples the same sites."""
+
+
+class Empty(nn.Module):
+    """The guide factor of a prior without sites."""
+
+    def forward(self, perturbations: pyro.plate) -> None:
+        """Sample nothing."""
+
+
+def positive(member: Member, **values: float) -> None:
+    """Refuse settings that are not positive numbers.
+
+    Raises
+    ------
+    InputError
+        Naming the member, the setting and the value.
+    """
+    for name, value in values.items():
+        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            raise InputError(f"{type(member).__name__}: {name} must be a positive number, not {value!r}")
+
+
+def finite(member: Member, **values: float) -> None:
+    """Refuse settings that are not finite numbers.
+
+    Raises
+    ------
+    InputError
+        Naming the member, the setting and the value.
+    """
+    for name, value in values.items():
+        if not (isinstance(value, int | float) and math.isfinite(value)):
+            raise InputError(f"{type(member).__name__}: {name} must be a finite number, not {value!r}")
+
+
+def _look_up(slot: str, name: str) -> type[Member]:
+    members = Member.registry[slot]
+    by_lower = {key.lower().replace("_", ""): member for key, member in members.items()}
+    found = by_lower.get(name.lower().replace("_", ""))
+    if found is None:
+        raise InputError(f"There is no {slot} {name!r}. {suggestion(name, sorted(members), 'members')}")
+    return found

@@ -1,0 +1,30 @@
+"""Pictures, one module for each question that a person asks.
+
+Every function draws on the axes that it is given, or on new ones, and returns a :class:`Plot`: the axes and
+the data that they show. Nothing touches pyplot, so pictures can be made on servers and in threads.
+"""
+
+from sccvae_pyro.plots.calibration import coverage, error_against_spread
+from sccvae_pyro.plots.dose import penetrance_curves
+from sccvae_pyro.plots.effects import effect_heatmap
+from sccvae_pyro.plots.graph import strongest_edges
+from sccvae_pyro.plots.penetrance import penetrance_forest
+from sccvae_pyro.plots.predictions import compare, predicted_against_observed, top_genes
+from sccvae_pyro.plots.scores import score_forest
+from sccvae_pyro.plots.style import Plot
+from sccvae_pyro.plots.training import training_curve
+
+__all__ = [
+    "Plot",
+    "compare",
+    "coverage",
+    "effect_heatmap",
+    "error_against_spread",
+    "penetrance_curves",
+    "penetrance_forest",
+    "predicted_against_observed",
+    "score_forest",
+    "strongest_edges",
+    "top_genes",
+    "training_curve",
+]

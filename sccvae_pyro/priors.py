@@ -1,0 +1,10 @@
+"""The catalogue: every prior and likelihood by slot, for ``from sccvae_pyro import priors``.
+
+Members of different slots may share a name (a normal graph, a normal likelihood), so each slot is a
+module: ``priors.graph.Laplace(scale=0.02)``, ``priors.likelihood.Normal()``.
+"""
+
+from sccvae_pyro.models import direction, graph, noise, penetrance
+from sccvae_pyro.models import likelihoods as likelihood
+
+__all__ = ["direction", "graph", "likelihood", "noise", "penetrance"]

@@ -1,0 +1,548 @@
+"""The façade: one object from a screen to its answers. It delegates and computes nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from sccvae_pyro import storage
+from sccvae_pyro.data.loading import Coding, Covariate, Screen
+from sccvae_pyro.data.schema import Schema, canonical_label, parse_targets
+from sccvae_pyro.data.wording import listing
+from sccvae_pyro.errors import InputError
+from sccvae_pyro.inference import export, posterior, results, svi
+from sccvae_pyro.inference.spec import InferenceSpec
+from sccvae_pyro.models import build
+from sccvae_pyro.models.slot import Member, Sizes
+from sccvae_pyro.models.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+Perturbation = str | Sequence[str]
+Choice = Member | str | Mapping[str, Any] | None
+
+
+class SCCVAE:
+    """The single-cell causal variational autoencoder of a Perturb-seq screen.
+
+    Parameters
+    ----------
+    adata
+        Screen that :func:`~sccvae_pyro.setup_anndata` has been run on; cells x genes.
+    n_nodes
+        Latent causal nodes; ``None`` takes the default of :class:`~sccvae_pyro.models.spec.ModelSpec`.
+    hidden
+        Widths of the hidden layers.
+    graph, penetrance, direction, noise
+        Priors: an object of :mod:`sccvae_pyro.priors`, its name, or a table with name and settings.
+    likelihood
+        The same; ``"auto"`` takes the negative binomial for counts, the normal for other values.
+
+    Raises
+    ------
+    InputError
+        If the screen has not been set up, or a prior or setting is unknown.
+
+    Examples
+    --------
+    >>> model = SCCVAE(adata, graph=Laplace(scale=0.02)).fit()  # doctest: +SKIP
+    >>> model.predict(["STAT1", "JAK2+IRF1"])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        n_nodes: int | None = None,
+        hidden: Sequence[int] | None = None,
+        graph: Choice = None,
+        penetrance: Choice = None,
+        direction: Choice = None,
+        noise: Choice = None,
+        likelihood: Choice = "auto",
+    ) -> None:
+        spec = ModelSpec.read(
+            None,
+            n_nodes=n_nodes,
+            hidden=hidden,
+            graph=graph,
+            penetrance=penetrance,
+            direction=direction,
+            noise=noise,
+            likelihood=likelihood,
+        )
+        self._set_up(adata, spec)
+
+    @classmethod
+    def from_spec(
+        cls, adata: AnnData, spec: str | Path | Mapping[str, Any] | ModelSpec, **overrides: Any
+    ) -> SCCVAE:
+        """Build the model that a spec describes.
+
+        Parameters
+        ----------
+        adata
+            Screen that has been set up.
+        spec
+            Path of a TOML file, or the same as a mapping.
+        overrides
+            Settings that replace those of the spec.
+
+        Returns
+        -------
+        SCCVAE
+
+        Raises
+        ------
+        InputError
+            If the spec cannot be read or names unknown things.
+        """
+        model = cls.__new__(cls)
+        source = spec.model_dump() if isinstance(spec, ModelSpec) else spec
+        model._set_up(adata, ModelSpec.read(source, **overrides))
+        return model
+
+    def _set_up(self, adata: AnnData, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.coding = Coding.of(adata)
+        self._screen: Screen | None = self.coding.screen(adata)
+        if not self._screen.is_control.any():
+            raise InputError(
+                f"There are no control cells ({self.coding.schema.control!r}); the model starts from them."
+            )
+        self.features = build.features_of(adata, self.coding)
+        self.priors = spec.priors(self.coding.schema.kind)
+        logger.info("likelihood: %s, for %s", type(self.priors.likelihood).__name__, self.coding.schema.kind)
+        self.program = build.program_of(spec, self.priors, self._screen, self.features, seed=0)
+        self.controls: posterior.Controls | None = None
+        self.history = pd.DataFrame()
+
+    def __repr__(self) -> str:
+        sizes = self.program.sizes
+        state = f"fitted, {len(self.history)} epochs" if self.is_fitted else "not fitted"
+        priors = ", ".join(f"{slot}={member}" for slot, member in self.priors._asdict().items())
+        return (
+            f"SCCVAE ({state}): {sizes.genes} genes, {sizes.perturbations} perturbations, "
+            f"{sizes.features} features, {sizes.nodes} nodes\n  {priors}"
+        )
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether :meth:`fit` has run."""
+        return self.controls is not None
+
+    def fit(
+        self,
+        inference: InferenceSpec | Mapping[str, Any] | str | Path | None = None,
+        *,
+        checkpoint_dir: str | Path | None = None,
+        resume: bool = False,
+        progress: bool = True,
+        **overrides: Any,
+    ) -> SCCVAE:
+        """Fit by stochastic variational inference.
+
+        Parameters
+        ----------
+        inference
+            Path of a TOML file, a mapping or an :class:`InferenceSpec`; ``None`` takes the defaults.
+        checkpoint_dir
+            Where a checkpoint is written after every epoch.
+        resume
+            Go on from the checkpoint in ``checkpoint_dir`` where there is one.
+        progress
+            Show a progress bar.
+        overrides
+            Settings of :class:`InferenceSpec` that replace those of ``inference``, such as
+            ``max_epochs``, ``batch_size``, ``seed``, ``precision``, ``devices``.
+
+        Returns
+        -------
+        The model itself.
+
+        Raises
+        ------
+        InputError
+            If the model was loaded without data, or a setting is unknown.
+        """
+        if self._screen is None:
+            raise InputError(
+                "This model was loaded from disk, without its screen. Build a new SCCVAE(adata) to fit."
+            )
+        spec = InferenceSpec.read(inference, **overrides)
+        self.program = build.program_of(self.spec, self.priors, self._screen, self.features, seed=spec.seed)
+        folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
+        self.history = svi.fit(self.program, self._screen, spec, folder, resume, progress)
+        self.controls = results.remember_controls(self.program, self._screen, spec.seed)
+        return self
+
+    def predict(
+        self,
+        perturbations: Sequence[Perturbation] | str,
+        penetrance: float = 1.0,
+        n_samples: int = 200,
+        controls: AnnData | None = None,
+        return_draws: bool = False,
+        seed: int = 0,
+    ) -> AnnData:
+        """Predict the mean profile of perturbations, seen or unseen, single or combined.
+
+        Parameters
+        ----------
+        perturbations
+            Labels (``"STAT1"``, ``"JAK2+IRF1"``) or sequences of targets.
+        penetrance
+            Factor on the shift: 0 is a control cell, 1 the perturbation as in the screen.
+        n_samples
+            Posterior draws.
+        controls
+            Control cells to start from; ``None`` takes those of the training screen.
+        return_draws
+            Keep the draws of the mean in ``obsm["draws"]``, perturbations x draws x genes.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        AnnData
+            One row per perturbation. ``X`` and layer ``mean``: mean over cells of ``log1p(CP10K)`` (of
+            the values, where they are not counts); layers ``sd``, ``q05``, ``q95``: posterior of that
+            population mean; ``delta``, ``delta_sd``, ``delta_q05``, ``delta_q95``: its difference to
+            control; ``var["control_mean"]``: the observed mean of the control cells;
+            ``obs["status"]``: ``control``, ``seen`` or ``unseen``.
+
+        Raises
+        ------
+        InputError
+            If the model is not fitted, or a perturbation has no features; see :meth:`predictable`.
+        """
+        start = self._controls(controls)
+        labels = self._labels(perturbations)
+        draws = posterior.draw(self.program, n_samples, seed)
+        shift_slk = penetrance * self._shifts(draws, labels, seed)
+        deltas = results.population_deltas(self.program, draws, start, shift_slk, seed)
+        status = [self._status(label) for label in labels]
+        settings = {"penetrance": float(penetrance), "n_samples": n_samples, "seed": seed}
+        return results.prediction(deltas, labels, status, self.coding, start.mean_g, settings, return_draws)
+
+    def sample_cells(
+        self,
+        perturbation: Perturbation,
+        n: int = 500,
+        penetrance: float = 1.0,
+        controls: AnnData | None = None,
+        seed: int = 0,
+    ) -> AnnData:
+        """Simulate cells of a perturbation, with all uncertainty in them.
+
+        Parameters
+        ----------
+        perturbation
+            Label or targets.
+        n
+            Number of cells.
+        penetrance
+            Factor on the shift.
+        controls
+            Control cells to start from; ``None`` takes those of the training screen.
+        seed
+            Seed.
+
+        Returns
+        -------
+        AnnData
+            ``X``: counts (or values), n x genes; ``obs``: ``perturbation`` and ``library``.
+
+        Raises
+        ------
+        InputError
+            As in :meth:`predict`.
+        """
+        start = self._controls(controls)
+        label = self._labels([perturbation])[0]
+        draws = posterior.draw(self.program, min(n, 200), seed)
+        shift_sk = penetrance * self._shifts(draws, [label], seed)[:, 0]
+        values, library, _ = posterior.sample_cells(self.program, draws, start, shift_sk, n, seed)
+        return results.sampled_cells(values, library, label, self.coding)
+
+    def counterfactual(
+        self,
+        cells: AnnData,
+        perturbation: Perturbation,
+        penetrance: float = 1.0,
+        n_samples: int = 50,
+        seed: int = 0,
+    ) -> AnnData:
+        """Ask what given cells would have been under another perturbation: abduct, act, predict.
+
+        The noise of each cell is read off its expression, its own perturbation is taken back, and the
+        new one is applied to the same noise.
+
+        Parameters
+        ----------
+        cells
+            Cells that have been set up like the training screen.
+        perturbation
+            Label or targets; the control label takes every perturbation back.
+        penetrance
+            Factor on the new shift.
+        n_samples
+            Posterior draws.
+        seed
+            Seed.
+
+        Returns
+        -------
+        AnnData
+            Cells x genes. ``X`` and layer ``counterfactual``: expected ``log1p(CP10K)`` under the new
+            perturbation; ``factual``: as the cell was; ``effect``, ``effect_q05``, ``effect_q95``:
+            their difference.
+
+        Raises
+        ------
+        InputError
+            As in :meth:`predict`, or if the cells do not fit the model.
+        """
+        self._require_fit()
+        screen = self.coding.screen(cells)
+        label = self._labels([perturbation])[0]
+        draws = posterior.draw(self.program, n_samples, seed)
+        new_sk = penetrance * self._shifts(draws, [label], seed)[:, 0]
+        return results.counterfactual(self.program, draws, screen, new_sk, label, cells.obs, seed)
+
+    def get_latent(
+        self, adata: AnnData, kind: Literal["u", "z"] = "u", n_samples: int = 20, seed: int = 0
+    ) -> pd.DataFrame:
+        """Posterior mean of the latent state of cells.
+
+        Parameters
+        ----------
+        adata
+            Cells that have been set up like the training screen.
+        kind
+            ``"u"``: the causal state, after regulation; ``"z"``: the exogenous noise, before it.
+        n_samples
+            Posterior draws of the globals to average over.
+        seed
+            Seed.
+
+        Returns
+        -------
+        DataFrame, cells x nodes.
+
+        Raises
+        ------
+        InputError
+            If ``kind`` is unknown, the model is not fitted, or the cells do not fit it.
+        """
+        if kind not in ("u", "z"):
+            raise InputError(
+                f"kind={kind!r} is unknown. Ask for 'u' (causal state) or 'z' (exogenous noise)."
+            )
+        self._require_fit()
+        screen = self.coding.screen(adata)
+        draws = posterior.draw(self.program, n_samples, seed)
+        latent = results.latent(self.program, draws, screen, kind)
+        return pd.DataFrame(latent, index=adata.obs_names, columns=pd.Index(self.nodes))
+
+    def log_density(self, adata: AnnData, n_samples: int = 20, seed: int = 0) -> pd.Series:
+        """Log density of cells given their perturbation, seen or not, by importance sampling.
+
+        Parameters
+        ----------
+        adata
+            Cells that have been set up like the training screen.
+        n_samples
+            Draws of the globals, each with one draw of every cell's noise.
+        seed
+            Seed.
+
+        Returns
+        -------
+        Series of nats, one a cell. A lower bound in expectation that tightens with ``n_samples``.
+
+        Raises
+        ------
+        InputError
+            As in :meth:`predict`.
+        """
+        self._require_fit()
+        found = Coding.of(adata)
+        labels = self._labels(found.labels)
+        unseen = sorted(set(found.perturbations) - set(self.coding.perturbations))
+        screen = self.coding.with_unseen(unseen).screen(adata)
+        draws = posterior.draw(self.program, n_samples, seed)
+        values = results.log_density(self.program, draws, screen, self._shifts(draws, labels, seed), seed)
+        return pd.Series(values, index=adata.obs_names, name="log_density")
+
+    def predictable(self, genes: Sequence[str]) -> pd.DataFrame:
+        """Say which genes' perturbation can be predicted, and why not.
+
+        Returns
+        -------
+        DataFrame with columns ``gene``, ``predictable`` and ``reason``.
+        """
+        genes = [genes] if isinstance(genes, str) else list(genes)
+        if self.features is None:
+            return pd.DataFrame(
+                {"gene": genes, "predictable": True, "reason": "no features: the population's mean effect"}
+            )
+        table = self.features.predictable(genes)
+        seen = table["gene"].isin(self.coding.perturbations)
+        table.loc[seen, "predictable"] = True
+        table.loc[seen, "reason"] = "seen in training"
+        return table
+
+    def penetrance(self, n_samples: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """Strength of each seen perturbation, with intervals.
+
+        Returns
+        -------
+        DataFrame indexed by perturbation; columns ``mean``, ``sd``, ``q05``, ``median``, ``q95``.
+        """
+        self._require_fit()
+        return results.penetrance_table(
+            posterior.draw(self.program, n_samples, seed), self.coding.perturbations
+        )
+
+    def edges(self, n_samples: int = 500, seed: int = 0) -> pd.DataFrame:
+        """Edges between nodes, the strongest first.
+
+        Returns
+        -------
+        DataFrame with columns ``source``, ``target``, ``mean``, ``sd``, ``q05``, ``q95`` and
+        ``probability_positive``; one row for each edge that the order of nodes allows.
+        """
+        self._require_fit()
+        return results.edge_table(posterior.draw(self.program, n_samples, seed), self.nodes)
+
+    def to_arviz(self, n_samples: int = 500, seed: int = 0) -> Any:
+        """Posterior draws of all globals as ArviZ data with named coordinates."""
+        self._require_fit()
+        return export.to_arviz(
+            posterior.draw(self.program, n_samples, seed), self.nodes, self.coding, self.features
+        )
+
+    def render(self, filename: str | Path | None = None) -> Any:
+        """Draw the program as a graph with plates (needs the graphviz program)."""
+        return export.render(self.program, self._screen, filename)
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of the latent nodes."""
+        return [f"node_{k}" for k in range(self.program.sizes.nodes)]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model: weights as tensors beside a JSON description; see :meth:`load`.
+
+        Raises
+        ------
+        InputError
+            If the model is not fitted.
+        """
+        controls = self._require_fit()
+        description = {
+            "versions": export.versions(),
+            "spec": self.spec.model_dump(mode="json"),
+            "sizes": asdict(self.program.sizes),
+            "coding": asdict(self.coding),
+            "features": None if self.features is None else build.describe_features(self.features),
+        }
+        tensors = {f"program.{name}": value for name, value in self.program.state_dict().items()}
+        tensors |= {f"controls.{name}": torch.as_tensor(value) for name, value in controls._asdict().items()}
+        if self.features is not None:
+            tensors |= build.feature_tensors(self.features)
+        storage.save(Path(folder), description, tensors, self.history)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SCCVAE:
+        """Read a model that :meth:`save` wrote; it predicts without the data.
+
+        Raises
+        ------
+        InputError
+            If the folder holds no model, a damaged one, or one whose parts do not fit together.
+        """
+        description, tensors, history = storage.load(folder)
+        model = cls.__new__(cls)
+        model._screen = None
+        model.history = history
+        try:
+            model.spec = ModelSpec.read(description["spec"])
+            model.coding = _coding(description["coding"])
+            model.features = build.features_from(description["features"], tensors)
+            model.priors = model.spec.priors(model.coding.schema.kind)
+            model.program = build.empty_program(model.spec, model.priors, Sizes(**description["sizes"]))
+            model.program.load_state_dict(_part(tensors, "program."))
+            model.controls = results.controls_from(_part(tensors, "controls."))
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise InputError(f"The parts of the model in {folder} do not fit together: {error}") from None
+        model.program.eval()
+        return model
+
+    def _require_fit(self) -> posterior.Controls:
+        if self.controls is None:
+            raise InputError("The model is not fitted. Call fit() first.")
+        return self.controls
+
+    def _controls(self, cells: AnnData | None) -> posterior.Controls:
+        known = self._require_fit()
+        if cells is None:
+            return known
+        screen = self.coding.screen(cells)
+        if not screen.is_control.all():
+            raise InputError("controls= holds perturbed cells. Pass control cells only.")
+        return results.controls_of(self.program, screen, np.arange(len(screen)))
+
+    def _labels(self, perturbations: Sequence[Perturbation] | str) -> list[str]:
+        """Canonical labels; each target seen or predictable."""
+        asked = [perturbations] if isinstance(perturbations, str) else list(perturbations)
+        control = self.coding.schema.control
+        parsed = [parse_targets(label, control) for label in asked]
+        known = set(self.coding.perturbations)
+        unknown = sorted({target for targets in parsed for target in targets if target not in known})
+        table = self.predictable(unknown)
+        if not table["predictable"].all():
+            refused = table[~table["predictable"]]
+            reason = f"{refused['gene'].iloc[0]} has {refused['reason'].iloc[0]}"
+            raise InputError(
+                f"Cannot predict {listing(refused['gene'])}: {reason}. "
+                "Give features for it (feature_key), or ask predictable() which genes have them."
+            )
+        labels = [canonical_label(targets, control) for targets in parsed]
+        if len(set(labels)) < len(labels):
+            twice = pd.Series(labels)[pd.Series(labels).duplicated()].unique()
+            raise InputError(f"Perturbations {listing(twice)} are asked for twice. Name each once.")
+        return labels
+
+    def _status(self, label: str) -> str:
+        if label == self.coding.schema.control:
+            return "control"
+        return "seen" if label in self.coding.labels else "unseen"
+
+    def _shifts(self, draws: posterior.Draws, labels: Sequence[str], seed: int) -> Tensor:
+        """Shift of each label at penetrance 1, ``draws x labels x nodes``."""
+        control, known = self.coding.schema.control, self.coding.perturbations
+        parsed = [parse_targets(label, control) for label in labels]
+        unseen = sorted({target for targets in parsed for target in targets if target not in set(known)})
+        rows = np.zeros((len(unseen), 0)) if self.features is None else self.features.rows(unseen)
+        return results.label_shifts(self.program, draws, parsed, known, unseen, rows, seed)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _coding(stored: Mapping[str, Any]) -> Coding:
+    schema = Schema.from_uns({key: value for key, value in stored["schema"].items() if value})
+    covariates = tuple(Covariate(**{**c, "levels": tuple(c["levels"])}) for c in stored["covariates"])
+    genes, perturbations, labels = (tuple(stored[key]) for key in ("genes", "perturbations", "labels"))
+    return Coding(schema, genes, perturbations, labels, covariates)
