@@ -364,8 +364,8 @@ def score_table(table: pd.DataFrame, target: str) -> dict[str, Any]:
 
     Returns
     -------
-    ``columns``: metric, its title, and which is better; ``rows``: dictionaries with ``name``, ``kind`` ("model",
-    "baseline" or "ceiling") and ``cells``, each with ``mean``, ``interval`` and whether it is the ``best``.
+    ``columns``: metric, its title, and which is better; ``rows``: dictionaries with ``name``, ``kind``
+    ("model", "baseline" or "ceiling") and ``cells``, each with ``mean``, ``interval`` and whether it is the ``best``.
     """
     metrics = [metric for metric in TITLES if (target, metric) in table.index]
     scores = {metric: by_method(table, target, metric) for metric in metrics}

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 VALIDATION = "validation_loss"
 
+MOST_EPOCHS = 60
+"""Passes over a small screen that are enough; more only fit its noise."""
+
 
 class SVIModule(L.LightningModule):
     """One program, its loss and its optimiser.
@@ -168,7 +171,7 @@ def fit(
     train, validation = split_rows(screen, spec)
     program.sizes = replace(program.sizes, cells=len(train))
     loader = train_loader(screen, train, spec.batch_size, spec.seed)
-    max_epochs = spec.max_epochs or int(np.clip(round(spec.target_steps / len(loader)), 2, 400))
+    max_epochs = spec.max_epochs or int(np.clip(round(spec.target_steps / len(loader)), 2, MOST_EPOCHS))
     module = SVIModule(program, spec, max_epochs * len(loader))
     with _folder(checkpoint_dir) as folder, _quiet():
         history = History()

@@ -57,6 +57,19 @@ class MeanField(nn.Module):
         return pyro.sample(self.site, self.distribution())
 
 
+class Plated(nn.Module):
+    """A factor with one entry for each perturbation."""
+
+    def __init__(self, factor: MeanField) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, perturbations: pyro.plate) -> None:
+        """Sample the factor's site inside the plate."""
+        with perturbations:
+            self.factor()
+
+
 class Unplated(nn.Module):
     """A factor that has nothing to do with the perturbations."""
 

@@ -13,7 +13,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 from torch.distributions import transforms
 
-from sccvae_pyro.models.factors import MeanField
+from sccvae_pyro.models.factors import MeanField, Plated
 from sccvae_pyro.models.slot import Empty, Perturbations, Prior, Sizes, finite, positive
 
 
@@ -23,56 +23,37 @@ class PenetrancePrior(Prior, slot="penetrance"):
 
 @dataclass(frozen=True)
 class LogNormal(PenetrancePrior):
-    """Strengths vary around a population value on the log scale. The default.
+    """Strengths vary around 1 on the log scale. The default.
 
-    ``strength_location ~ Normal(loc, location_scale)`` and
-    ``log strength_p ~ Normal(strength_location, scale)``.
-    An unseen perturbation draws its strength from the same population, location learned from the seen.
+    ``log strength_p ~ Normal(loc, scale)``. An unseen perturbation draws its strength from the same
+    population. Neither setting is learned: the size of the directions is, so that a learned location
+    would only drift against it, and a learned spread lets the tail of unseen strengths run away.
 
     Parameters
     ----------
     loc
-        Expected log strength.
+        Mean of the log strength.
     scale
-        Standard deviation of the log strength between perturbations. Not learned: the size of the
-        directions varies too, and a learned spread lets the tail of unseen strengths run away.
-    location_scale
-        Width of the belief about the population's log strength.
+        Standard deviation of the log strength between perturbations.
     """
 
     loc: float = 0.0
     scale: float = 0.4
-    location_scale: float = 0.3
 
     def __post_init__(self) -> None:
-        positive(self, scale=self.scale, location_scale=self.location_scale)
         finite(self, loc=self.loc)
+        positive(self, scale=self.scale)
 
     def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
         """Sample ``strength``, ``perturbations``."""
         zero = perturbations.features.new_zeros(())
-        location = pyro.sample("strength_location", dist.Normal(zero + self.loc, zero + self.location_scale))
         with perturbations.plate:
-            return pyro.sample("strength", dist.LogNormal(location, zero + self.scale))
+            return pyro.sample("strength", dist.LogNormal(zero + self.loc, zero + self.scale))
 
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
-        """Normal for the population's location, log-normal for each strength."""
-        return _LogNormalFactor(sizes.perturbations, self.loc)
-
-
-class _LogNormalFactor(nn.Module):
-    def __init__(self, n_perturbations: int, loc: float) -> None:
-        super().__init__()
-        self.location = MeanField("strength_location", [], 0, loc=loc)
-        self.strength = MeanField(
-            "strength", [n_perturbations], 0, loc=loc, transforms=[transforms.ExpTransform()]
-        )
-
-    def forward(self, perturbations: pyro.plate) -> None:
-        """Sample ``strength_location`` and ``strength``."""
-        self.location()
-        with perturbations:
-            self.strength()
+        """Log-normal for each strength."""
+        to_positive = [transforms.ExpTransform()]
+        return Plated(MeanField("strength", [sizes.perturbations], 0, loc=self.loc, transforms=to_positive))
 
 
 @dataclass(frozen=True)

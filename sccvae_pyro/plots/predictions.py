@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from sccvae_pyro.plots.style import EFFECT, FAINT, MODEL, OBSERVED, SMALL, Plot, axes, finish, rows, whiskers
 
@@ -73,6 +74,8 @@ def predicted_against_observed(table: pd.DataFrame, title: str = "", ax: Axes | 
         markeredgewidth=0,
     )
     ax.set(xlim=limits, ylim=limits, aspect="equal")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(6, prune="lower"))
     correlation = table["observed"].corr(table["predicted"])
     text = f"r = {correlation:.2f}"
     ax.text(0.03, 0.97, text, transform=ax.transAxes, fontsize=SMALL, va="top", color=OBSERVED)

@@ -1,0 +1,106 @@
+"""Made-up results, small and legible."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+from sccvae_pyro.evaluate import Scores
+from sccvae_pyro.evaluate.calibration import LEVELS
+
+METHODS = {"SCCVAE": 0.6, "control": 0.0, "perturbed mean": 0.2, "GP": 0.5}
+PERTURBATIONS = [f"P{i}" for i in range(12)]
+GENES = [f"GENE{i}" for i in range(40)]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def scores(rng):
+    """Scores in which SCCVAE is best, and only SCCVAE and GP state uncertainty."""
+    rows = []
+    for method, level in METHODS.items():
+        for perturbation in PERTURBATIONS:
+            noise = 0.05 * rng.normal()
+            values = {
+                "mse": 0.02 - 0.01 * level + 0.01 * abs(noise),
+                "rmse": 0.14 - 0.05 * level + noise**2,
+                "pearson_delta": level + noise,
+                "pearson_systema": level + noise,
+                "centroid_accuracy": 0.5 + level / 2,
+            }
+            if method in ("SCCVAE", "GP"):
+                values |= {f"coverage_{round(100 * p)}": min(1.0, p + 0.03 + noise / 10) for p in LEVELS}
+                values["spread"] = 0.1 + noise
+            rows += [("held-out", method, perturbation, metric, value) for metric, value in values.items()]
+    tidy = pd.DataFrame(rows, columns=["target", "method", "perturbation", "metric", "value"]).assign(n=50)
+    ceiling = pd.DataFrame(
+        [(p, "pearson_delta", 0.8 + 0.01 * rng.normal()) for p in PERTURBATIONS],
+        columns=["perturbation", "metric", "value"],
+    )
+    pit = pd.DataFrame(columns=["target", "method", "of", "low", "high", "share"])
+    return Scores(tidy, ceiling, pit, n_bootstrap=100)
+
+
+@pytest.fixture
+def predictions(rng):
+    """Effects of alternating sign on few genes, each known to 0.1."""
+    delta = 0.02 * rng.normal(size=(len(PERTURBATIONS), len(GENES)))
+    for row in range(len(PERTURBATIONS)):
+        delta[row, 3 * row % 40] = 1.0 + 0.1 * row
+        delta[row, (3 * row + 1) % 40] = -0.5
+    layers = {"delta": delta, "delta_q05": delta - 0.1, "delta_q95": delta + 0.1}
+    obs = pd.DataFrame({"status": "unseen"}, index=PERTURBATIONS)
+    return AnnData(delta.copy(), obs, pd.DataFrame(index=GENES), layers=layers)
+
+
+@pytest.fixture
+def observed(predictions, rng):
+    """What was predicted, a little off, with its standard error."""
+    delta = predictions.layers["delta"] + 0.05 * rng.normal(size=predictions.shape)
+    layers = {"delta": delta, "se": np.full(delta.shape, 0.05)}
+    obs = pd.DataFrame({"n": 50}, index=predictions.obs_names)
+    return AnnData(delta.copy(), obs, predictions.var[[]].copy(), layers=layers)
+
+
+@pytest.fixture
+def history(rng):
+    epoch = pd.Index(range(30), name="epoch")
+    loss = 500 + 4000 * np.exp(-np.arange(30.0)) - np.arange(30)
+    return pd.DataFrame({"train_loss": loss, "validation_loss": loss + 10}, index=epoch)
+
+
+@pytest.fixture
+def penetrance(rng):
+    median = pd.Series(np.exp(rng.normal(0, 0.4, 60)), index=[f"P{i}" for i in range(60)])
+    return pd.DataFrame({"median": median, "q05": 0.7 * median, "q95": 1.4 * median})
+
+
+@pytest.fixture
+def edges(rng):
+    rows, columns = np.triu_indices(30, k=1)
+    mean = rng.normal(0, 0.05, len(rows)) * (1 + 5 * (rng.uniform(size=len(rows)) < 0.05))
+    names = np.array([f"node_{k}" for k in range(30)])
+    return pd.DataFrame({"source": names[rows], "target": names[columns], "mean": mean})
+
+
+@pytest.fixture
+def curves():
+    dose = np.linspace(0, 1.5, 7)
+    slopes = {"GENE1": -0.8, "GENE2": 0.30, "GENE3": 0.301, "GENE4": 0.302}
+    parts = [
+        pd.DataFrame(
+            {
+                "gene": g,
+                "penetrance": dose,
+                "delta": b * dose,
+                "low": (b - 0.1) * dose,
+                "high": (b + 0.1) * dose,
+            }
+        )
+        for g, b in slopes.items()
+    ]
+    return pd.concat(parts)

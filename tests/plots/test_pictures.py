@@ -1,0 +1,182 @@
+"""What each picture shows, and that its text can be read."""
+
+from itertools import combinations
+
+import matplotlib
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from sccvae_pyro import plots
+from sccvae_pyro.plots.style import apart
+
+
+@pytest.fixture
+def pictures(scores, predictions, observed, history, penetrance, edges, curves):
+    """Every plot under its name."""
+    table, pair = scores.table(), plots.compare(predictions, observed, "P3")
+    return {
+        "training": plots.training_curve(history),
+        "scores": plots.score_forest(table, "pearson_delta"),
+        "scatter": plots.predicted_against_observed(pair, "P3"),
+        "genes": plots.top_genes(pair, title="P3"),
+        "coverage": plots.coverage(table, methods=["SCCVAE", "GP"]),
+        "spread": plots.error_against_spread(scores.per_perturbation),
+        "effects": plots.effect_heatmap(predictions),
+        "penetrance": plots.penetrance_forest(penetrance),
+        "dose": plots.penetrance_curves(curves, "P1"),
+        "graph": plots.strongest_edges(edges),
+    }
+
+
+def texts_that_overlap(figure):
+    """Pairs of texts of a figure whose boxes intersect, by their content."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    shown = []
+    for text in figure.findobj(matplotlib.text.Text):
+        if text.get_visible() and text.get_text().strip():
+            box = text.get_window_extent(renderer)
+            inside = figure.bbox.overlaps(box)
+            if inside and box.width > 0:
+                shown.append((text.get_text(), box.shrunk(0.98, 0.9)))
+    return [(a, b) for (a, one), (b, other) in combinations(shown, 2) if one.overlaps(other)]
+
+
+def test_no_text_overlaps_another(pictures):
+    for name, plot in pictures.items():
+        assert texts_that_overlap(plot.ax.figure) == [], name
+
+
+def test_every_picture_has_data_and_labelled_axes(pictures):
+    for name, plot in pictures.items():
+        assert isinstance(plot.data, pd.DataFrame) and len(plot.data), name
+        assert plot.ax.get_title(loc="left"), name
+        if name != "graph":
+            assert plot.ax.get_xlabel(), name
+
+
+def test_given_axes_are_drawn_on_and_pyplot_is_left_alone(history, scores):
+    ax = Figure().add_subplot()
+    assert plots.training_curve(history, ax=ax).ax is ax
+    assert plots.coverage(scores.table(), ax=ax).ax is ax
+    from matplotlib import pyplot
+
+    assert pyplot.get_fignums() == []
+
+
+def test_names_are_written_as_they_are_spelt(penetrance):
+    odd = penetrance[:2].set_axis(["A$B$", "x_1"])
+    plot = plots.penetrance_forest(odd)
+    FigureCanvasAgg(plot.ax.figure).draw()
+    assert {label.get_text() for label in plot.ax.get_yticklabels()} == {"A$B$", "x_1"}
+
+
+# What they show
+
+
+def test_training_looks_past_the_first_epochs(history):
+    plot = plots.training_curve(history)
+    low, high = plot.ax.get_ylim()
+    assert low < history["train_loss"].min() and high < history["train_loss"].iloc[0]
+
+
+def test_training_without_validation_cells(history):
+    plots.training_curve(history.assign(validation_loss=np.nan))
+
+
+def test_scores_stand_in_order(scores):
+    table = scores.table()
+    higher = plots.score_forest(table, "pearson_delta").data
+    assert list(higher.index) == ["SCCVAE", "GP", "perturbed mean", "control", "noise ceiling"]
+    lower = plots.score_forest(table, "mse").data
+    assert lower.index[0] == "SCCVAE"
+    np.testing.assert_allclose(lower["mean"], table.loc[("held-out", "mse")].xs("mean", level=1)[lower.index])
+
+
+def test_compare_aligns_genes(predictions, observed):
+    shuffled = observed[:, ::-1].copy()
+    pd.testing.assert_frame_equal(
+        plots.compare(predictions, observed, "P2"), plots.compare(predictions, shuffled, "P2")
+    )
+    pair = plots.compare(predictions, observed, "P2")
+    np.testing.assert_allclose(pair["predicted"], predictions["P2"].layers["delta"][0])
+    assert (pair["low"] < pair["predicted"]).all()
+
+
+def test_top_genes_are_those_that_were_observed_to_change(predictions, observed):
+    pair = plots.compare(predictions, observed, "P2")
+    shown = plots.top_genes(pair, n=2).data
+    assert list(shown.index) == ["GENE6", "GENE7"]
+
+
+def test_coverage_shows_the_scores(scores):
+    table = scores.table()
+    data = plots.coverage(table, methods=["SCCVAE"]).data
+    assert list(data["nominal"]) == [50, 80, 90, 95]
+    expected = 100 * table.loc[("held-out", "coverage_90"), ("SCCVAE", "mean")]
+    assert data["actual"].iloc[2] == pytest.approx(expected)
+
+
+def test_error_against_spread_has_a_point_per_perturbation(scores):
+    data = plots.error_against_spread(scores.per_perturbation).data
+    assert data.shape == (12, 2)
+
+
+def test_heatmap_shows_the_strongest(predictions):
+    shown = plots.effect_heatmap(predictions, n_genes=5, n_perturbations=4).data
+    assert shown.shape == (5, 4)
+    assert set(shown.columns) == {"P8", "P9", "P10", "P11"}
+    alone = plots.effect_heatmap(predictions[:1].copy(), n_genes=3).data
+    assert alone.shape == (3, 1)
+
+
+def test_heatmap_pales_what_is_unsure(predictions):
+    plot = plots.effect_heatmap(predictions)
+    opacity = plot.ax.images[0].get_alpha()
+    sure = plot.data.abs().to_numpy() > 0.1
+    assert (opacity[sure] == 1).all() and (opacity[~sure] < 1).all()
+
+
+def test_forest_shows_both_ends(penetrance):
+    plot = plots.penetrance_forest(penetrance, n=3)
+    ordered = penetrance["median"].sort_values(ascending=False)
+    assert list(plot.data.index) == [*ordered.index[:3], *ordered.index[-3:]]
+    assert "(54 more)" in [label.get_text() for label in plot.ax.get_yticklabels()]
+    assert len(plots.penetrance_forest(penetrance[:5], n=3).data) == 5
+
+
+def test_graph_runs_from_left_to_right(edges):
+    plot = plots.strongest_edges(edges, n=20)
+    assert len(plot.data) == 20
+    assert plot.data["mean"].abs().min() >= edges["mean"].abs().nlargest(20).min()
+    place = {text.get_text(): text.get_position() for text in plot.ax.texts}
+    assert nx.is_directed_acyclic_graph(
+        nx.DiGraph(list(zip(plot.data["source"], plot.data["target"], strict=True)))
+    )
+    assert all(place[e.source][0] < place[e.target][0] for e in plot.data.itertuples())
+    assert len(set(place.values())) == len(place)
+
+
+def test_long_names_of_nodes_keep_apart(edges):
+    named = edges.replace({"source": {"node_1": "ENSG00000123456"}, "target": {"node_1": "ENSG00000123456"}})
+    assert texts_that_overlap(plots.strongest_edges(named).ax.figure) == []
+
+
+# Labels that keep apart
+
+
+def test_apart_moves_only_crowded_positions():
+    np.testing.assert_allclose(apart([0.0, 5.0], 1.0), [0.0, 5.0])
+    np.testing.assert_allclose(apart([1.0, 1.0, 9.0], 1.0), [0.5, 1.5, 9.0])
+
+
+def test_apart_keeps_the_order_and_the_gap():
+    positions = np.random.default_rng(1).uniform(size=20)
+    moved = apart(positions, 0.1)
+    assert (np.argsort(moved) == np.argsort(positions)).all()
+    assert np.diff(np.sort(moved)).min() > 0.1 - 1e-9

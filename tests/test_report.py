@@ -1,0 +1,277 @@
+"""The report: what it says follows from the scores, and the page stands alone."""
+
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+from sccvae_pyro import report
+from sccvae_pyro.assessment import Assessment
+from sccvae_pyro.data.features import FeatureTable
+from sccvae_pyro.data.loading import Coding
+from sccvae_pyro.data.schema import setup_anndata
+from sccvae_pyro.data.simulate import simulate
+from sccvae_pyro.data.splits import split_perturbations
+from sccvae_pyro.errors import InputError
+from sccvae_pyro.evaluate import BASELINES, Scores, Training
+from sccvae_pyro.verdict import UNTESTED, judge
+from sccvae_pyro.workflow import pseudobulk
+
+
+class StandIn:
+    """Answers like a fitted model; its predictions are those of a Gaussian process."""
+
+    def __init__(self, train):
+        self.coding = Coding.of(train)
+        self.training = Training.from_anndata(train)
+        self.features = FeatureTable.fit([train.uns["features"]])
+        self.history = pd.DataFrame({"train_loss": [3.0, 2.0], "validation_loss": [3.1, 2.2]})
+
+    def __repr__(self):
+        return "StandIn(<b>)"
+
+    def predictable(self, genes):
+        return self.features.predictable(genes)
+
+    def predict(self, perturbations, penetrance=1.0, n_samples=100, return_draws=False, seed=0):
+        prediction = BASELINES["GP"].predict(self.training, self.features, perturbations)
+        for layer in ("delta", "delta_q05", "delta_q95"):
+            prediction.layers[layer] *= penetrance
+        if return_draws:
+            rng = np.random.default_rng(seed)
+            mean, sd = (prediction.layers[name][:, None] for name in ("mean", "sd"))
+            shape = (len(perturbations), n_samples, prediction.n_vars)
+            prediction.obsm["draws"] = mean + sd * rng.normal(size=shape)
+        return prediction
+
+    def sample_cells(self, perturbation, n, seed=0):
+        counts = np.random.default_rng(seed).poisson(2.0, size=(n, len(self.coding.genes)))
+        obs = pd.DataFrame({"perturbation": perturbation, "library": counts.sum(1)})
+        obs.index = obs.index.astype(str)
+        return AnnData(counts, obs, pd.DataFrame(index=pd.Index(self.coding.genes)))
+
+    def penetrance(self):
+        names = self.coding.perturbations
+        return pd.DataFrame({"median": 1.0, "q05": 0.8, "q95": 1.2}, index=pd.Index(names))
+
+    def edges(self):
+        ends = {"source": ["node_0", "node_1"], "target": ["node_1", "node_2"]}
+        return pd.DataFrame({**ends, "mean": [0.5, -0.3], "q05": [0.1, -0.7], "q95": [0.9, 0.1]})
+
+
+@pytest.fixture(scope="module")
+def trial():
+    adata = simulate(15, 12, n_control=60, n_genes=40, n_modules=3, n_features=5, seed=1)
+    setup_anndata(adata, "perturbation", "control", library_key="total_umi", feature_key="features")
+    split = split_perturbations(adata, 0.4, validation=0.0)
+    train, held_out = split.take(adata, "train"), split.take(adata, "test")
+    model = StandIn(train)
+    assessment = Assessment.of(model, held_out, train, n_samples=30, n_cells=10)
+    return SimpleNamespace(
+        model=model, assessment=assessment, evidence=report.gather(model, pseudobulk(train), assessment)
+    )
+
+
+@pytest.fixture(scope="module")
+def page(trial):
+    return report.render(trial.evidence, title="Screen <1>")
+
+
+class Page(HTMLParser):
+    """Tags that are open, addresses that are referred to, and text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.addresses, self.ids, self.words = [], [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.addresses += [attrs[name] for name in ("src", "href") if name in attrs]
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+# The page
+
+
+def test_page_stands_alone(page):
+    parsed = Page(page)
+    assert parsed.open == []
+    pictures = [address for address in parsed.addresses if address.startswith("data:image/png;base64,")]
+    anchors = [address for address in parsed.addresses if address.startswith("#")]
+    assert len(pictures) + len(anchors) == len(parsed.addresses)
+    assert len(pictures) >= 20
+    assert {anchor[1:] for anchor in anchors} <= set(parsed.ids)
+    assert "http" not in parsed.text and "@import" not in page and "url(" not in page
+
+
+def test_page_answers_its_questions(page, trial):
+    text = Page(page).text
+    for question in (
+        "What does each perturbation do?",
+        "What would unseen perturbations do?",
+        "How sure is the model?",
+        "Does it beat the simple baselines?",
+    ):
+        assert question in text
+    assert trial.evidence.verdict.headline in text
+    for label in trial.assessment.predictions.obs_names:
+        assert label in text
+
+
+def test_text_of_the_user_is_escaped(page):
+    assert "Screen &lt;1&gt;" in page and "StandIn(&lt;b&gt;)" in page
+    assert "Screen <1>" not in page and "<b>)" not in page
+
+
+def test_same_evidence_same_page(page, trial):
+    assert report.render(trial.evidence, title="Screen <1>") == page
+
+
+def test_page_without_held_out_cells_says_so(trial):
+    training = trial.evidence.training
+    evidence = report.gather(trial.model, training, perturbations=["G0000+G0001"])
+    text = Page(report.render(evidence)).text
+    assert UNTESTED.headline in text and "Nobody knows yet" in text
+    assert "Asked for" in text and "G0000+G0001" in text
+
+
+def test_page_of_a_model_without_a_graph(trial):
+    from dataclasses import replace
+
+    flat = trial.evidence.edges.assign(mean=0.0)
+    assert "This model has no graph" in Page(report.render(replace(trial.evidence, edges=flat))).text
+
+
+# What it is made of
+
+
+def test_description_names_only_what_is_sure():
+    genes = pd.DataFrame(index=["A", "B", "C", "D"])
+    delta = np.array([[1.0, -0.5, 0.4, 0.0]])
+    layers = {"delta": delta, "delta_q05": delta - 0.45, "delta_q95": delta + 0.45}
+    (row,) = report.describe(AnnData(delta, pd.DataFrame(index=["P"]), genes, layers=layers))
+    assert row["raised"].split("\N{NO-BREAK SPACE}") == ["A", "+1.00"]
+    assert row["lowered"].split("\N{NO-BREAK SPACE}") == ["B", "\N{MINUS SIGN}0.50"]
+    assert row["n_changed"] == 2
+
+
+def test_score_table_marks_the_best(trial):
+    table = trial.assessment.scores.table()
+    laid_out = report.score_table(table, "held-out")
+    assert laid_out["rows"][-1]["kind"] == "ceiling"
+    for column, (metric, _, better) in enumerate(laid_out["columns"]):
+        cells = {row["name"]: row["cells"][column] for row in laid_out["rows"] if row["kind"] != "ceiling"}
+        best = [name for name, cell in cells.items() if cell["best"]]
+        means = table.loc[("held-out", metric)].xs("mean", level="statistic").drop("noise ceiling")
+        assert best
+        assert report.METHODS.get(means.idxmax() if better == "higher" else means.idxmin(), "SCCVAE") in best
+    assert not any(cell["best"] for cell in laid_out["rows"][-1]["cells"])
+
+
+def test_dose_response_is_nothing_at_zero_and_the_prediction_at_one(trial):
+    label = trial.evidence.effects.obs_names[0]
+    curves = report.dose_response(trial.model, [label])
+    assert (curves.loc[curves["penetrance"] == 0, ["delta", "low", "high"]] == 0).to_numpy().all()
+    at_one = curves[curves["penetrance"] == 1].set_index("gene")["delta"]
+    expected = pd.Series(trial.evidence.effects[label].layers["delta"][0], trial.evidence.effects.var_names)
+    pd.testing.assert_series_equal(at_one, expected[at_one.index], check_names=False)
+    assert set(at_one.index) == set(expected.abs().nlargest(3).index)
+
+
+# The trial
+
+
+def test_assessment_survives_the_disk(trial, tmp_path):
+    trial.assessment.save(tmp_path)
+    loaded = Assessment.load(tmp_path)
+    pd.testing.assert_frame_equal(loaded.scores.table(), trial.assessment.scores.table())
+    assert judge(loaded.scores) == judge(trial.assessment.scores)
+    np.testing.assert_allclose(loaded.observed.layers["se"], trial.assessment.observed.layers["se"])
+    assert not list(tmp_path.glob(".*"))
+    (tmp_path / "pit.csv").unlink()
+    with pytest.raises(InputError, match="pit.csv"):
+        Assessment.load(tmp_path)
+
+
+def test_assessment_measures_the_truth_of_a_simulation(trial):
+    scores = trial.assessment.scores
+    assert set(scores.per_perturbation["target"]) == {"held-out", "truth"}
+    assert "SCCVAE" in set(scores.per_perturbation["method"])
+    assert trial.evidence.is_unseen
+    assert "draws" not in trial.assessment.predictions.obsm
+
+
+# The verdict
+
+
+def scores_of(model, baseline, n=20, coverage=0.9):
+    """Scores in which every measure of the model and of one baseline is given, up to a little noise."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for method, level in {"SCCVAE": model, "ridge": baseline, "control": 0.0}.items():
+        for row in range(n):
+            noise = 0.02 * rng.normal()
+            values = {
+                "pearson_delta": level + noise,
+                "centroid_accuracy": level + noise,
+                "mse": 1 - level + noise,
+            }
+            if method == "SCCVAE":
+                values["coverage_90"] = coverage
+            rows += [("held-out", method, f"P{row}", metric, value, 9) for metric, value in values.items()]
+    columns = ["target", "method", "perturbation", "metric", "value", "n"]
+    ceiling = pd.DataFrame({"perturbation": ["P0"], "metric": ["pearson_delta"], "value": [0.95]})
+    return Scores(pd.DataFrame(rows, columns=columns), ceiling, pd.DataFrame(), n_bootstrap=200)
+
+
+def test_verdict_when_the_model_wins():
+    verdict = judge(scores_of(model=0.7, baseline=0.5))
+    assert verdict.tone == "good" and "beats every simple baseline" in verdict.headline
+    assert {c.outcome for c in verdict.comparisons} == {"better"}
+    assert any("0.95" in sentence for sentence in verdict.sentences)
+
+
+def test_verdict_when_a_baseline_wins():
+    verdict = judge(scores_of(model=0.5, baseline=0.7))
+    assert verdict.tone == "bad" and "ridge regression" in verdict.headline
+    assert {c.outcome for c in verdict.comparisons} == {"worse"}
+
+
+def test_verdict_when_nobody_wins():
+    verdict = judge(scores_of(model=0.6, baseline=0.6))
+    assert verdict.tone == "level" and "level" in verdict.headline
+
+
+def test_verdict_on_few_perturbations_calls_nothing():
+    verdict = judge(scores_of(model=0.7, baseline=0.5, n=2))
+    assert verdict.tone == "open" and "Only 2" in verdict.headline
+    assert {c.outcome for c in verdict.comparisons} == {"open"}
+
+
+@pytest.mark.parametrize(
+    ("coverage", "words"), [(0.5, "too narrow"), (0.9, "at their word"), (1.0, "wider than")]
+)
+def test_verdict_on_intervals(coverage, words):
+    verdict = judge(scores_of(0.6, 0.5, coverage=coverage))
+    assert any(words in sentence for sentence in verdict.sentences)
+
+
+def test_verdict_says_whether_the_perturbations_were_seen():
+    assert "unseen" in judge(scores_of(0.7, 0.5)).headline
+    assert "known" in judge(scores_of(0.7, 0.5), unseen=False).headline
