@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.evaluate import BASELINES, Scores, Training, predict_baselines, score
 from sccvae_pyro.evaluate.baselines import TRIVIAL
-from sccvae_pyro.files import write_anndata
+from sccvae_pyro.files import write_anndata, write_text
 
 if TYPE_CHECKING:
     from sccvae_pyro.sccvae import SCCVAE
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 MODEL = "SCCVAE"
 """Name of the model among the methods of a table."""
+
+_TABLES = ("per_perturbation", "ceiling", "pit")
+_SETTINGS, _SETTINGS_FILE = ("n_bootstrap", "seed"), "settings.json"  # what the intervals rest on
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Assessment:
         held_out: AnnData,
         train: AnnData,
         n_samples: int = 200,
-        n_cells: int = 200,
+        n_cells: int = 100,
         seed: int = 0,
     ) -> Assessment:
         """Predict the held-out perturbations with the model and the baselines, and score all of them.
@@ -101,10 +105,13 @@ class Assessment:
         return cls(scores, prediction, _observed(profiles(held_out), training, labels))
 
     def save(self, folder: str | Path) -> None:
-        """Write the tables of the scores as CSV, and predictions and observations as h5ad."""
+        """Write the tables of the scores as CSV, predictions and observations as h5ad, settings as JSON."""
+        folder = Path(folder)
         self.scores.to_csv(folder)
-        write_anndata(self.predictions, Path(folder) / "predictions.h5ad")
-        write_anndata(self.observed, Path(folder) / "observed.h5ad")
+        write_anndata(self.predictions, folder / "predictions.h5ad")
+        write_anndata(self.observed, folder / "observed.h5ad")
+        settings = {name: getattr(self.scores, name) for name in _SETTINGS}
+        write_text(json.dumps(settings), folder / _SETTINGS_FILE)
 
     @classmethod
     def load(cls, folder: str | Path) -> Assessment:
@@ -116,11 +123,12 @@ class Assessment:
             If a file is missing.
         """
         folder = Path(folder)
-        tables = (_read_table(folder / f"{name}.csv") for name in ("per_perturbation", "ceiling", "pit"))
+        tables = [_read_table(_part(folder, f"{name}.csv")) for name in _TABLES]
         predictions, observed = (
-            datasets.read(folder / f"{name}.h5ad") for name in ("predictions", "observed")
+            datasets.read(_part(folder, f"{name}.h5ad")) for name in ("predictions", "observed")
         )
-        return cls(Scores(*tables), predictions, observed)
+        settings = json.loads(_part(folder, _SETTINGS_FILE).read_text(encoding="utf-8"))
+        return cls(Scores(*tables, **{name: settings[name] for name in _SETTINGS}), predictions, observed)
 
 
 def predictable_labels(model: SCCVAE, held_out: AnnData) -> list[str]:
@@ -170,9 +178,14 @@ def _observed(held_out: Profiles, training: Training, labels: list[str]) -> AnnD
     return AnnData(mean.to_numpy(), pd.DataFrame({"n": n}), genes, layers=layers)
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def _part(folder: Path, name: str) -> Path:
+    path = folder / name
     if not path.exists():
         raise InputError(f"There is no file {path}. Run `sccvae evaluate` first, or check the folder.")
-    table = pd.read_csv(path)
+    return path
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, float_precision="round_trip")
     names = table.columns.intersection(["target", "method", "perturbation", "metric", "of"])
     return table.astype(dict.fromkeys(names, str))

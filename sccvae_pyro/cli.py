@@ -80,9 +80,6 @@ RunFolder = Annotated[Path, typer.Argument(help="Folder that `sccvae fit` wrote.
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Samples = Annotated[int, typer.Option("--n-samples", help="Posterior draws of each mean.", min=2)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
-Epochs = Annotated[
-    int | None, typer.Option("--max-epochs", help="Most passes over the cells.", min=1, show_default=False)
-]
 
 
 @app.command()
@@ -170,7 +167,12 @@ def fit(
     inference: Annotated[
         Path | None, typer.Option(rich_help_panel=_TRAINING, help="Inference spec (TOML).")
     ] = None,
-    max_epochs: Epochs = None,
+    max_epochs: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_TRAINING, help="Most passes over the cells.", min=1, show_default=False
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(rich_help_panel=_TRAINING, help="Cells of a step.", show_default=False)
     ] = None,
@@ -288,6 +290,7 @@ def evaluate(
     ] = None,
     n_samples: Samples = 200,
     seed: Seed = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Score predictions of held-out perturbations beside simple baselines and the noise ceiling.
 
@@ -296,6 +299,7 @@ def evaluate(
 
         sccvae evaluate run run/held_out.h5ad --out scores
     """
+    _log(quiet)
     from sccvae_pyro import workflow
 
     assessment = workflow.assess(run, held_out, train, n_samples, seed)
@@ -310,7 +314,9 @@ def evaluate(
         for row in table["rows"]
     ]
     arrows = {"higher": "\N{UPWARDS ARROW}", "lower": "\N{DOWNWARDS ARROW}"}
-    _table(("method", *(f"{metric} {arrows[better]}" for metric, _, better in table["columns"])), rows)
+    metrics = (f"{metric.replace('_', ' ')} {arrows[better]}" for metric, _, better in table["columns"])
+    _table(("method", *metrics), rows)
+    _say("* best, \N{UPWARDS ARROW} higher is better, \N{DOWNWARDS ARROW} lower is better")
     unseen = bool((assessment.predictions.obs["status"] == "unseen").all())
     _say_verdict(judge(assessment.scores, unseen))
     _say_where("Scores", folder)
@@ -327,7 +333,7 @@ def report(
         str | None, typer.Option(help="Further perturbations to predict, A,B,C+D.", show_default=False)
     ] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "What the perturbations do",
-    n_samples: Samples = 200,
+    n_samples: Samples = 100,
     seed: Seed = 0,
 ) -> None:
     """Write a page that answers in plain words, with the pictures behind them.
@@ -356,7 +362,9 @@ def demo(
     cells: Annotated[int, typer.Option(help="Cells of each perturbation.", min=8)] = 100,
     controls: Annotated[int, typer.Option(help="Control cells.", min=50)] = 2000,
     genes: Annotated[int, typer.Option(help="Measured genes.", min=10)] = 600,
-    max_epochs: Epochs = None,
+    max_epochs: Annotated[
+        int | None, typer.Option(help="Most passes over the cells.", min=1, show_default=False)
+    ] = None,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -423,6 +431,8 @@ def _log(quiet: bool) -> None:
     logger = logging.getLogger("sccvae_pyro")
     logger.handlers = [RichHandler(console=margin, show_time=False, show_path=False, show_level=False)]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    # Its builders tell of every measured gene; the workflow tells of the perturbed ones.
+    logging.getLogger("sccvae_pyro.data.features").setLevel(logging.WARNING)
 
 
 def _say(text: str) -> None:
@@ -441,8 +451,8 @@ def _say_verdict(verdict: Verdict) -> None:
 
 def _table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     table = Table(header_style="bold", show_edge=False, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for place, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     screen.print(table)

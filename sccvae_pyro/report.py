@@ -27,7 +27,7 @@ from sccvae_pyro.data.labels import parse_targets
 from sccvae_pyro.evaluate.metrics import pearson_delta
 from sccvae_pyro.evaluate.results import CEILING, HELD_OUT, METRICS, TRUTH
 from sccvae_pyro.plots.scores import by_method
-from sccvae_pyro.plots.style import Plot
+from sccvae_pyro.plots.style import UNITS, Plot
 from sccvae_pyro.verdict import FEWEST, MEASURES, METHODS, UNTESTED, Verdict, deciding_target, judge
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ PENETRANCES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _N_CURVES, _N_CURVE_GENES = 4, 3
 _N_LARGEST, _N_RANDOM = 2, 2  # unseen perturbations that are shown one by one
 _N_TOP_GENES = 4
+_SEED = 0  # of the choice of examples
 _DPI = 170
 
 TITLES = {
@@ -99,6 +100,11 @@ class Evidence:
         return judge(self.assessment.scores, self.is_unseen)
 
     @property
+    def units(self) -> str:
+        """Units of the profiles."""
+        return str(self.effects.uns.get("units", UNITS))
+
+    @property
     def is_unseen(self) -> bool:
         """Whether the assessed perturbations were unseen in training, rather than only their cells."""
         return self.assessment is not None and bool(
@@ -111,7 +117,7 @@ def gather(
     training: AnnData,
     assessment: Assessment | None = None,
     perturbations: Sequence[str] = (),
-    n_samples: int = 200,
+    n_samples: int = 100,
     seed: int = 0,
 ) -> Evidence:
     """Ask a fitted model everything that a report shows.
@@ -148,7 +154,7 @@ def gather(
     )
 
 
-def dose_response(model: SCCVAE, labels: Sequence[str], n_samples: int = 200, seed: int = 0) -> pd.DataFrame:
+def dose_response(model: SCCVAE, labels: Sequence[str], n_samples: int = 100, seed: int = 0) -> pd.DataFrame:
     """Predict perturbations at growing penetrance, on the genes that each changes most at penetrance 1.
 
     Returns
@@ -206,18 +212,24 @@ def render(evidence: Evidence, title: str = "What the perturbations do") -> str:
         verdict=evidence.verdict,
         screen=_screen(evidence),
         training=_picture(plots.training_curve(evidence.history), "Loss by epoch"),
-        best_epoch=evidence.history["validation_loss"].idxmin(),
+        best_epoch=_best_epoch(evidence.history),
         n_epochs=len(evidence.history),
         fit=_fit_of_training(evidence),
         heatmap=_picture(plots.effect_heatmap(evidence.effects), "Heatmap of predicted effects"),
         effects=describe(evidence.effects, evidence.penetrance),
         penetrance=_picture(plots.penetrance_forest(evidence.penetrance), "Penetrance of each perturbation"),
         graph=_graph(evidence.edges),
-        curves=_curves(evidence.curves),
+        curves=_curves(evidence),
         trial=_trial(evidence),
         requested=None if evidence.requested is None else describe(evidence.requested),
         notes=evidence.notes,
     )
+
+
+def _best_epoch(history: pd.DataFrame) -> int | None:
+    """Number of the epoch with the lowest loss on validation cells, counted from 1; ``None`` without such."""
+    validation = history["validation_loss"].dropna()
+    return None if validation.empty else int(validation.idxmin()) + 1
 
 
 def _screen(evidence: Evidence) -> dict[str, Any]:
@@ -235,7 +247,8 @@ def _screen(evidence: Evidence) -> dict[str, Any]:
         "fewest_cells": int(perturbed.min()),
         "fewest_label": perturbed.idxmin(),
         "n_held_out": n_held_out,
-        "units": evidence.effects.uns.get("units", "mean log1p(CP10K)"),
+        "units": evidence.units,
+        "is_log": "log1p" in evidence.units,
     }
 
 
@@ -312,11 +325,12 @@ def _graph(edges: pd.DataFrame) -> dict[str, Any] | None:
     }
 
 
-def _curves(curves: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        _picture(plots.penetrance_curves(part, str(label)), f"Effect of {label} at growing penetrance")
-        for label, part in curves.groupby("perturbation", sort=False)
-    ]
+def _curves(evidence: Evidence) -> list[dict[str, Any]]:
+    pictures = []
+    for label, part in evidence.curves.groupby("perturbation", sort=False):
+        plot = plots.penetrance_curves(part, str(label), evidence.units)
+        pictures.append(_picture(plot, f"Effect of {label} at growing penetrance"))
+    return pictures
 
 
 # The trial on held-out cells
@@ -339,8 +353,9 @@ def _trial(evidence: Evidence) -> dict[str, Any] | None:
             _picture(plots.score_forest(readable, metric, target, MODEL, TITLES[metric]), TITLES[metric])
             for metric in _FORESTS
         ],
-        "examples": _examples(evidence.assessment),
+        "examples": _examples(evidence.assessment, evidence.units),
         "n_largest": _N_LARGEST,
+        "seed_of_examples": _SEED,
         "coverage": _picture(
             plots.coverage(readable, target, _methods_with_intervals(readable, target)),
             "Coverage of the intervals",
@@ -365,7 +380,8 @@ def score_table(table: pd.DataFrame, target: str) -> dict[str, Any]:
     Returns
     -------
     ``columns``: metric, its title, and which is better; ``rows``: dictionaries with ``name``, ``kind``
-    ("model", "baseline" or "ceiling") and ``cells``, each with ``mean``, ``interval`` and whether it is the ``best``.
+    ("model", "baseline" or "ceiling") and ``cells``, each with ``mean``, ``interval`` and whether it is
+    the ``best``.
     """
     metrics = [metric for metric in TITLES if (target, metric) in table.index]
     scores = {metric: by_method(table, target, metric) for metric in metrics}
@@ -406,19 +422,19 @@ def _number(value: float) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _examples(assessment: Assessment, seed: int = 0) -> list[dict[str, Any]]:
+def _examples(assessment: Assessment, units: str) -> list[dict[str, Any]]:
     """Pictures of the scored perturbations with the largest observed effects, and of some drawn at random."""
     labels = assessment.predictions.obs_names
     observed = assessment.observed[labels]
     strength = np.square(np.asarray(observed.layers["delta"], dtype=float)).sum(axis=1)
     order = np.argsort(-strength, kind="stable")
-    rest = np.random.default_rng(seed).permutation(order[_N_LARGEST:])[:_N_RANDOM]
+    rest = np.random.default_rng(_SEED).permutation(order[_N_LARGEST:])[:_N_RANDOM]
     examples = []
     for row in [*order[:_N_LARGEST], *rest]:
         label = str(labels[row])
         table = plots.compare(assessment.predictions, observed, label)
-        scatter = plots.predicted_against_observed(table, label)
-        forest = plots.top_genes(table, title=label)
+        scatter = plots.predicted_against_observed(table, "All genes", units)
+        forest = plots.top_genes(table, title="Genes that changed most", units=units)
         examples.append(
             {
                 "name": label,

@@ -69,13 +69,13 @@ MEASURES = (
     Measure(
         "mse",
         "squared error of the mean profile",
-        "the mean squared error is {model:.2g} ({low:.2g} to {high:.2g}), that of the best baseline, "
-        "{rival}, {rival_score:.2g}",
+        "The mean squared error is {model:#.2g} ({low:#.2g} to {high:#.2g}), that of the best baseline, "
+        "{rival}, {rival_score:#.2g}",
     ),
     Measure(
         "centroid_accuracy",
         "telling perturbations apart",
-        "the right perturbation is nearer to its prediction than {model:.0f} % of the others ({low:.0f} to "
+        "The right perturbation is nearer to its prediction than {model:.0f} % of the others ({low:.0f} to "
         "{high:.0f}); with {rival}, than {rival_score:.0f} %",
         scale=100,
     ),
@@ -122,11 +122,10 @@ class Comparison:
             model=scale * self.model,
             low=scale * self.low,
             high=scale * self.high,
-            rival=METHODS.get(self.rival, self.rival),
+            rival=_quoted(self.rival),
             rival_score=scale * self.rival_score,
         )
-        text = f"{numbers}: {_CLAUSES[self.outcome]}."
-        return text[0].upper() + text[1:]
+        return f"{numbers}: {_CLAUSES[self.outcome]}."
 
 
 @dataclass(frozen=True)
@@ -143,12 +142,15 @@ class Verdict:
         The reasons, one after the other.
     comparisons
         What they rest on.
+    calibration
+        Those of the sentences that are about the intervals.
     """
 
     headline: str
     tone: Literal["good", "level", "bad", "open"]
     sentences: tuple[str, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    calibration: tuple[str, ...] = ()
 
 
 UNTESTED = Verdict(
@@ -176,18 +178,18 @@ def judge(scores: Scores, unseen: bool = True, model: str = MODEL) -> Verdict:
         Name of the model among the methods.
     """
     target = deciding_target(scores)
-    table = scores.table()
+    table = scores.table(reference=model)
     n = scores.per_perturbation["perturbation"].nunique()
     comparisons = tuple(_compare(scores, table, measure, target, model, n) for measure in MEASURES)
     headline, tone = _headline(comparisons, n, "unseen" if unseen else "known")
     what = "the noiseless truth" if target == TRUTH else "held-out cells"
     kind = "that training never saw" if unseen else "on cells that training never saw"
-    opening = f"Judged on {n} perturbations {kind}, against {what}."
+    opening = f"Judged on {counted(n, 'perturbation')} {kind}, against {what}."
     reasons = [opening, *(comparison.sentence for comparison in comparisons)]
     if target == HELD_OUT:
         reasons += _on_ceiling(table)
-    reasons += _on_coverage(table, target, model)
-    return Verdict(headline, tone, tuple(reasons), comparisons)
+    calibration = _on_coverage(table, target, model, n)
+    return Verdict(headline, tone, (*reasons, *calibration), comparisons, calibration)
 
 
 def deciding_target(scores: Scores) -> str:
@@ -222,41 +224,58 @@ def _headline(
     comparisons: tuple[Comparison, ...], n: int, kind: str
 ) -> tuple[str, Literal["good", "level", "bad", "open"]]:
     outcomes = [comparison.outcome for comparison in comparisons]
-    won, lost = outcomes.count("better"), outcomes.count("worse")
-    rivals = dict.fromkeys(METHODS.get(c.rival, c.rival) for c in comparisons if c.outcome == "worse")
-    beaten_by = " and ".join(rivals)
+    won, lost, every = outcomes.count("better"), outcomes.count("worse"), len(outcomes)
+    rivals = dict.fromkeys(_quoted(c.rival) for c in comparisons if c.outcome == "worse")
+    winners = " and ".join(rivals)
     if n < FEWEST:
-        return f"Only {n} perturbations to judge by: read the numbers as examples", "open"
+        return f"Only {counted(n, 'perturbation')} to judge by: read the numbers as examples", "open"
     if won and lost:
-        return f"A mixed result on {kind} perturbations: {beaten_by} wins where the model does not", "level"
+        return (
+            f"A mixed result on {kind} perturbations: the model is ahead in {won} of {every} measures, "
+            f"behind {winners} in {lost}"
+        ), "level"
+    if lost == every:
+        return f"Simple baselines predict {kind} perturbations better than the model: {winners}", "bad"
     if lost:
-        return f"A simple baseline predicts {kind} perturbations better: {beaten_by}", "bad"
-    if won == len(outcomes):
-        return f"The model beats every simple baseline on {kind} perturbations", "good"
+        return f"On {kind} perturbations the model is behind {winners} in {lost} of {every} measures", "bad"
+    if won == every:
+        return f"The model beats the best simple baseline on {kind} perturbations in every measure", "good"
     if won:
-        return f"The model is ahead of the simple baselines on {kind} perturbations, or level", "good"
+        return (
+            f"On {kind} perturbations the model beats the best simple baseline in {won} of {every} measures, "
+            "and is level in the rest"
+        ), "good"
     return f"On {kind} perturbations the model is level with the best simple baseline", "level"
+
+
+def _quoted(method: str) -> str:
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{METHODS.get(method, method)}\N{RIGHT DOUBLE QUOTATION MARK}"
+
+
+def counted(n: int, noun: str) -> str:
+    """Number and noun, in the plural where it is due."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def _on_ceiling(table: pd.DataFrame) -> list[str]:
     ceiling = float(by_method(table, HELD_OUT, "pearson_delta").at[CEILING, "mean"])
     if not np.isfinite(ceiling):
         return []
-    return [
-        f"The held-out cells are noisy: even the true profiles would correlate at only about {ceiling:.2f}."
-    ]
+    return [f"On these noisy cells the true profiles themselves would correlate at about {ceiling:.2f}."]
 
 
-def _on_coverage(table: pd.DataFrame, target: str, model: str) -> list[str]:
+def _on_coverage(table: pd.DataFrame, target: str, model: str, n: int) -> tuple[str, ...]:
     if (target, "coverage_90") not in table.index:
-        return []
+        return ()
     share = float(by_method(table, target, "coverage_90").at[model, "mean"])
     if not np.isfinite(share):
-        return []
+        return ()
     low, high = TRUSTED_COVERAGE
     words = "they can be taken at their word"
     if share < low:
         words = "they are too narrow, so the model is surer than it should be"
     elif share > high:
         words = "they are wider than they need to be"
-    return [f"Its 90 % intervals hold {100 * share:.0f} % of the actual means: {words}."]
+    if n < FEWEST:
+        words = _CLAUSES["open"]
+    return (f"The model's 90 % intervals hold {100 * share:.0f} % of the actual means: {words}.",)

@@ -8,6 +8,7 @@ any, and, once they exist, the scores.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -71,13 +72,18 @@ class Sources:
     csv: Path | None = None
     key: str | None = None
 
-    def tables(self, adata: AnnData, seen: Sequence[str], genes: Sequence[str]) -> list[pd.DataFrame]:
-        """One table per view: of each source the similarity to the seen perturbations and an embedding."""
+    def tables(self, adata: AnnData, seen: Sequence[str]) -> list[pd.DataFrame]:
+        """One table per view: of each source the similarity to the seen perturbations and an embedding.
+
+        They describe every gene of the source, so that any of them can be asked for, measured or not.
+        """
         tables = []
         if self.gmt is not None:
-            tables += [gene_set_kernel(self.gmt, seen, genes), gene_sets(self.gmt, genes)]
+            embedding = gene_sets(self.gmt)
+            tables += [gene_set_kernel(self.gmt, seen, embedding.index), embedding]
         if self.regulons is not None:
-            tables += [regulon_kernel(self.regulons, seen, genes), regulons(self.regulons, genes)]
+            embedding = regulons(self.regulons)
+            tables += [regulon_kernel(self.regulons, seen, embedding.index), embedding]
         if self.csv is not None:
             tables.append(user_table(_read_features(self.csv), self.csv.stem))
         if self.key is not None:
@@ -169,20 +175,23 @@ def _without(adata: AnnData, leave_out: Sequence[str]) -> AnnData:
 
 
 def _add_features(train: AnnData, sources: Sources, targets: Sequence[str]) -> None:
-    """Give the training cells the features of all targets, and of measured genes."""
+    """Give the training cells the features of all genes that a source knows."""
     schema, seen = Schema.of(train), _targets(train)
-    genes = list(dict.fromkeys([*targets, *train.var_names.astype(str)]))
-    tables = sources.tables(train, seen, genes)
+    tables = sources.tables(train, seen)
     if not tables:
         return
-    table = FeatureTable.fit(tables, how="outer", fill=genes, genes=seen).table
-    if unknown := [target for target in targets if target not in table.index]:
+    known = set().union(*(table.index for table in tables))
+    features = FeatureTable.fit(tables, how="outer", fill=known, genes=seen)
+    if unknown := [target for target in targets if target not in features.table.index]:
         raise InputError(
             f"None of the feature sources knows {len(unknown)} of {len(targets)} perturbed genes: "
             f"{listing(unknown)}. Add a source that does, or leave their cells out: "
             f"--leave-out {','.join(unknown)}"
         )
-    train.uns[FEATURES] = table
+    for source, has in features.coverage.loc[list(targets)].items():
+        if not has.all():
+            logger.info("%s: no entry for %s, taken as average.", source, listing(has.index[~has]))
+    train.uns[FEATURES] = features.table
     setup_like(train, replace(schema, feature_key=FEATURES))
 
 
@@ -204,7 +213,8 @@ def setup_like(adata: AnnData, schema: Schema) -> None:
 
 
 def keep(run: Path, train: AnnData, held_out: AnnData | None, keep_cells: bool = True) -> None:
-    """Write what a run keeps of its data beside the model."""
+    """Write what a run keeps of its data beside the model; scores of an earlier model there are removed."""
+    shutil.rmtree(run / SCORES, ignore_errors=True)
     write_anndata(pseudobulk(train), run / PROFILES)
     for name, cells in ((TRAIN, train if keep_cells else None), (HELD_OUT, held_out)):
         if cells is None:
@@ -263,7 +273,7 @@ def tell(
     run: Path,
     scores: Path | None = None,
     perturbations: Sequence[str] = (),
-    n_samples: int = 200,
+    n_samples: int = 100,
     seed: int = 0,
 ) -> report.Evidence:
     """Gather what a report on a run shows.

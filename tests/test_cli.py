@@ -162,6 +162,12 @@ def test_a_run_without_cells_asks_for_them(home, tmp_path):
     assert (tmp_path / "scores" / "table.csv").exists()
 
 
+def test_a_new_fit_removes_the_scores_of_the_old_one(home, set_up, tmp_path):
+    (tmp_path / "scores").mkdir()
+    workflow.keep(tmp_path, set_up, None)
+    assert {path.name for path in tmp_path.iterdir()} == {"train.h5ad", "training_profiles.h5ad"}
+
+
 def test_fit_reads_specs(home, tmp_path):
     (tmp_path / "model.toml").write_text('n_nodes = 8\nhidden = [16]\ngraph = { name = "NoGraph" }\n')
     (tmp_path / "inference.toml").write_text("max_epochs = 1\nbatch_size = 32\n")
@@ -186,9 +192,10 @@ def test_demo(tmp_path):
 # Features from files
 
 
-GMT = (
-    "path1\tna\tG0000\tG0001\tG0002\npath2\tna\tG0003\tG0004\tG0005\tG0006\npath3\tna\tG0000\tG0005\tG0050\n"
-)
+GMT = """path1	na	G0000	G0001	G0002
+path2	na	G0003	G0004	G0005	G0006
+path3	na	G0000	G0005	UNMEASURED
+"""
 REGULONS = (
     "source,target,weight\nG0000,G0007,1\nG0008,G0001,-1\nG0009,G0010,1\nG0003,G0011,1\nG0002,G0051,1\n"
 )
@@ -214,7 +221,7 @@ def test_sources_are_combined(set_up, sources):
     assert set(table.columns.str.split(":").str[0]) == {
         "gene_set_kernel", "gene_sets", "regulon_kernel", "regulons",
     }  # fmt: skip
-    assert {f"G{i:04d}" for i in range(12)} | {"G0050", "G0051"} == set(table.index)
+    assert {f"G{i:04d}" for i in range(12)} | {"UNMEASURED", "G0051"} == set(table.index)
     assert "gene_set_kernel:G0005" not in table, "columns are seen perturbations"
     assert set(held_out.obs["perturbation"]) == {"control", "G0005", "G0011"}
 

@@ -1,5 +1,6 @@
 """The report: what it says follows from the scores, and the page stands alone."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -152,10 +153,25 @@ def test_page_without_held_out_cells_says_so(trial):
 
 
 def test_page_of_a_model_without_a_graph(trial):
-    from dataclasses import replace
+    flat = replace(trial.evidence, edges=trial.evidence.edges.assign(mean=0.0), assessment=None)
+    assert "This model has no graph" in Page(report.render(flat)).text
 
-    flat = trial.evidence.edges.assign(mean=0.0)
-    assert "This model has no graph" in Page(report.render(replace(trial.evidence, edges=flat))).text
+
+def test_page_of_values_that_are_not_counts(trial):
+    effects = trial.evidence.effects.copy()
+    effects.uns["units"] = "mean value"
+    text = Page(report.render(replace(trial.evidence, effects=effects, assessment=None))).text
+    assert "in units of mean value." in text and "doubling" not in text
+
+
+def test_page_of_a_training_without_validation_cells(trial):
+    history = trial.evidence.history.assign(validation_loss=np.nan)
+    text = Page(report.render(replace(trial.evidence, history=history, assessment=None))).text
+    assert "Training ran for 2 epochs. The loss may" in text
+    assert (
+        "epoch 2, which predicted the validation cells best"
+        in Page(report.render(replace(trial.evidence, assessment=None))).text
+    )
 
 
 # What it is made of
@@ -204,8 +220,9 @@ def test_assessment_survives_the_disk(trial, tmp_path):
     assert judge(loaded.scores) == judge(trial.assessment.scores)
     np.testing.assert_allclose(loaded.observed.layers["se"], trial.assessment.observed.layers["se"])
     assert not list(tmp_path.glob(".*"))
+    assert (loaded.scores.n_bootstrap, loaded.scores.seed) == (1000, 0)
     (tmp_path / "pit.csv").unlink()
-    with pytest.raises(InputError, match="pit.csv"):
+    with pytest.raises(InputError, match=r"pit\.csv"):
         Assessment.load(tmp_path)
 
 
@@ -242,7 +259,7 @@ def scores_of(model, baseline, n=20, coverage=0.9):
 
 def test_verdict_when_the_model_wins():
     verdict = judge(scores_of(model=0.7, baseline=0.5))
-    assert verdict.tone == "good" and "beats every simple baseline" in verdict.headline
+    assert verdict.tone == "good" and "beats the best simple baseline" in verdict.headline
     assert {c.outcome for c in verdict.comparisons} == {"better"}
     assert any("0.95" in sentence for sentence in verdict.sentences)
 
@@ -253,6 +270,16 @@ def test_verdict_when_a_baseline_wins():
     assert {c.outcome for c in verdict.comparisons} == {"worse"}
 
 
+def test_verdict_when_each_wins_something():
+    scores = scores_of(model=0.7, baseline=0.5)
+    tidy = scores.per_perturbation
+    worse = (tidy["method"] == "SCCVAE") & (tidy["metric"] == "mse")
+    mixed = replace(scores, per_perturbation=tidy.assign(value=tidy["value"] + 0.5 * worse))
+    verdict = judge(mixed)
+    assert verdict.tone == "level"
+    assert "ahead in 2 of 3 measures, behind “ridge regression” in 1" in verdict.headline
+
+
 def test_verdict_when_nobody_wins():
     verdict = judge(scores_of(model=0.6, baseline=0.6))
     assert verdict.tone == "level" and "level" in verdict.headline
@@ -260,8 +287,10 @@ def test_verdict_when_nobody_wins():
 
 def test_verdict_on_few_perturbations_calls_nothing():
     verdict = judge(scores_of(model=0.7, baseline=0.5, n=2))
-    assert verdict.tone == "open" and "Only 2" in verdict.headline
+    assert verdict.tone == "open" and "Only 2 perturbations" in verdict.headline
     assert {c.outcome for c in verdict.comparisons} == {"open"}
+    assert "too few" in verdict.calibration[0]
+    assert "Only 1 perturbation to" in judge(scores_of(model=0.7, baseline=0.5, n=1)).headline
 
 
 @pytest.mark.parametrize(
@@ -269,7 +298,7 @@ def test_verdict_on_few_perturbations_calls_nothing():
 )
 def test_verdict_on_intervals(coverage, words):
     verdict = judge(scores_of(0.6, 0.5, coverage=coverage))
-    assert any(words in sentence for sentence in verdict.sentences)
+    assert words in verdict.calibration[0] and verdict.calibration[0] in verdict.sentences
 
 
 def test_verdict_says_whether_the_perturbations_were_seen():

@@ -15,9 +15,10 @@ from sccvae_pyro.models.program import Program
 
 
 class KLWeight(Messenger):
-    """Scale the log density of every latent site, in the model and in the guide alike.
+    """Scale the log density of the cells' latent sites, in the model and in the guide alike.
 
-    With weight ``w`` the ELBO becomes ``E[log p(x | latents)] - w KL(q || p)``.
+    With weight ``w`` the ELBO becomes ``E[log p(x | latents)] - w KL(cells) - KL(globals)``. Globals keep
+    their whole prior: with a small weight their scales would shrink to silence their own sampling noise.
     """
 
     def __init__(self, weight: float) -> None:
@@ -25,7 +26,7 @@ class KLWeight(Messenger):
         self.weight = weight
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"]:
+        if not msg["is_observed"] and any(frame.name == "cells" for frame in msg["cond_indep_stack"]):
             msg["scale"] = msg["scale"] * self.weight
 
 

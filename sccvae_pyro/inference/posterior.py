@@ -141,13 +141,6 @@ def perturbation_sites(program: Program) -> set[str]:
     }
 
 
-@torch.no_grad()
-def encode(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What the encoder proposes for cells: mean of the state and trust, each ``cells x nodes``."""
-    log_x_cg = program.priors.likelihood.encoder_input(batch.x_cg, batch.library_c)
-    return program.encoder(log_x_cg, batch.covariates_cv)
-
-
 def noise_of(
     state_ck: Tensor, trust_ck: Tensor, B: Tensor, shift_ck: Tensor | float
 ) -> tuple[Tensor, Tensor]:
@@ -212,7 +205,7 @@ def _mean_profile(
     program: Program, profile: torch.nn.Module, noise: Tensor, B: Tensor, covariates: Tensor
 ) -> Tensor:
     """Mean over cells of the expected profile, ``... x genes``."""
-    change = program.decoder(scm.propagate(noise, B), covariates)
+    change = program.decode(scm.propagate(noise, B), covariates)
     return profile(change, program.baseline).mean(-2)
 
 
@@ -245,7 +238,7 @@ def sample_cells(
             mine = rows[which == s]
             mean, sd = noise_of(controls.state_ck[mine], controls.trust_ck[mine], draws.B[s], 0.0)
             z_ck = mean + sd * torch.randn_like(mean) + shift_sk[s]
-            change = program.decoder(scm.propagate(z_ck, draws.B[s]), controls.covariates_cv[mine])
+            change = program.decode(scm.propagate(z_ck, draws.B[s]), controls.covariates_cv[mine])
             x = program.priors.likelihood.distribution(
                 change, program.baseline, controls.library_c[mine], draws.gene_level[s]
             )
@@ -279,7 +272,7 @@ def counterfactual(
     Expected ``log1p(CP10K)`` as the cells were and under the new shift, each ``draws x cells x genes``.
     """
     profile = program.priors.likelihood.profile(draws.gene_level.mean(0), batch.library_c.numpy())
-    state_ck, trust_ck = encode(program, batch)
+    state_ck, trust_ck = program.encode(batch)
     factual: list[Tensor] = []
     counter: list[Tensor] = []
     with seeded(seed):
@@ -287,7 +280,7 @@ def counterfactual(
             mean, sd = noise_of(state_ck, trust_ck, draws.B[s], own_slk[s])
             z_ck = mean + sd * torch.randn_like(mean)
             for shift, kept in ((own_slk[s], factual), (new_slk[s], counter)):
-                change = program.decoder(scm.propagate(z_ck + shift, draws.B[s]), batch.covariates_cv)
+                change = program.decode(scm.propagate(z_ck + shift, draws.B[s]), batch.covariates_cv)
                 kept.append(profile(change, program.baseline))
     return torch.stack(factual), torch.stack(counter)
 
@@ -311,7 +304,7 @@ def log_density(program: Program, draws: Draws, batch: Batch, shift_sck: Tensor,
     -------
     Tensor, cells; nats.
     """
-    state_ck, trust_ck = encode(program, batch)
+    state_ck, trust_ck = program.encode(batch)
     prior = program.priors.noise.distribution(program.sizes, batch.library_c)
     weights = []
     with seeded(seed):
@@ -319,7 +312,7 @@ def log_density(program: Program, draws: Draws, batch: Batch, shift_sck: Tensor,
             mean, sd = noise_of(state_ck, trust_ck, draws.B[s], shift_sck[s])
             proposal = torch.distributions.Independent(torch.distributions.Normal(mean, sd), 1)
             z_ck = proposal.sample()
-            change = program.decoder(scm.propagate(z_ck + shift_sck[s], draws.B[s]), batch.covariates_cv)
+            change = program.decode(scm.propagate(z_ck + shift_sck[s], draws.B[s]), batch.covariates_cv)
             x = program.priors.likelihood.distribution(
                 change, program.baseline, batch.library_c, draws.gene_level[s]
             )

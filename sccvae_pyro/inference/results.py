@@ -33,7 +33,7 @@ def remember_controls(program: Program, screen: Screen, seed: int) -> Controls:
 def controls_of(program: Program, screen: Screen, rows: np.ndarray) -> Controls:
     """Encode control cells."""
     batch = screen[rows]
-    state_ck, trust_ck = posterior.encode(program, batch)
+    state_ck, trust_ck = program.encode(batch)
     return Controls(state_ck, trust_ck, batch.library_c, batch.covariates_cv, mean_profile(screen, rows))
 
 
@@ -194,7 +194,7 @@ def latent(program: Program, draws: Draws, screen: Screen, kind: str, block: int
     """Posterior mean of the state (``"u"``) or noise (``"z"``) of cells, ``cells x nodes``."""
     out = np.empty((len(screen), program.sizes.nodes), dtype=np.float32)
     for rows, batch in screen.batches(np.arange(len(screen)), block):
-        state_ck, trust_ck = posterior.encode(program, batch)
+        state_ck, trust_ck = program.encode(batch)
         total = torch.zeros_like(state_ck)
         for s in range(len(draws)):
             shift_ck = scm.shift_of_cells(draws.shift_pk[s], batch.targets_cm)

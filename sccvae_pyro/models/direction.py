@@ -38,10 +38,9 @@ class Linear(DirectionPrior):
         direction_pk          ~ Normal((1, features_p) . direction_weights_k, direction_scale_k)
 
     A feature without evidence loses its relevance, all of its weights shrink together, and an
-    unseen perturbation falls back to the shared effect with the residual as its spread. Given the
-    directions, the weights have an exact normal posterior, and the guide uses it: automatic
-    relevance determination without an approximation in the weights. The signal of a node keeps
-    nodes that no feature explains from shrinking the relevances of all others.
+    unseen perturbation falls back to the shared effect with the residual as its spread: automatic
+    relevance determination (MacKay 1994). The signal of a node keeps nodes that no feature explains
+    from shrinking the relevances of all others.
 
     Parameters
     ----------
@@ -81,11 +80,21 @@ class Linear(DirectionPrior):
             return pyro.sample("direction", dist.Normal(mean_pk, scale_k.expand_as(mean_pk)).to_event(1))
 
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
-        """Mean field over scales, relevances and directions; the weights exactly, given those."""
+        """Mean field over scales, signals and relevances; weights and directions exactly, given those."""
         return _LinearFactor(self, sizes, features)
 
 
 class _LinearFactor(nn.Module):
+    """The exact posterior of weights and directions, given what the cells say about the shifts.
+
+    The cells determine the shift of a perturbation, the product of strength and direction. What they say
+    is summarised by a pseudo-observation of each shift, a normal with learned location and sd. Given it,
+    strengths, scales and relevances, the prior is linear and normal, and weights and directions are
+    drawn from its exact posterior. A strength can then change without spoiling the fit, and where cells
+    say nothing
+    (a node that the decoder does not use) a direction is a draw from its prior, at no cost.
+    """
+
     features: Tensor
 
     def __init__(self, prior: Linear, sizes: Sizes, features: Tensor) -> None:
@@ -99,21 +108,30 @@ class _LinearFactor(nn.Module):
         self.relevance = MeanField(
             "direction_relevance", [sizes.features], 1, loc=-1.0, transforms=to_positive
         )
-        self.direction = MeanField("direction", [sizes.perturbations, sizes.nodes], 1)
+        # The trend is redundant with the own part of each shift, and the reason why training converges:
+        # what perturbations have in common is learned from all cells at once, not from each one's few.
+        self.trend_ek = nn.Parameter(features.new_zeros(1 + sizes.features, sizes.nodes))
+        self.own_pk = nn.Parameter(features.new_zeros(sizes.perturbations, sizes.nodes))
+        self.log_sd_pk = nn.Parameter(torch.full_like(self.own_pk, math.log(0.1)))
 
-    def forward(self, perturbations: pyro.plate) -> None:
-        """Sample scales, relevances, signals and directions, then the weights given all of them."""
+    def forward(self, perturbations: pyro.plate, strength_p: Tensor) -> None:
+        """Sample scales, relevances and signals, then weights and directions given all of them."""
         scale_k, relevance_e, signal_k = self.scale(), self.relevance(), self.signal()
-        with perturbations:
-            direction_pk = self.direction()
-        width_ke = prior_width(relevance_e, signal_k, self.intercept)
-        if (
-            direction_pk.dim() > 2
-        ):  # draws x 1 (in place of the plate) x ...: align the exact posterior with it
-            direction_pk = direction_pk.unsqueeze(-3)
-        pyro.sample(
-            "direction_weights", weights_given_directions(direction_pk, self.features, width_ke, scale_k)
+        design = with_intercept(self.features)
+        # A shift seen with some sd is a direction seen with that sd, both divided by the strength.
+        strength_p1 = strength_p.unsqueeze(-1)
+        seen_pk = (design @ self.trend_ek + self.own_pk) / strength_p1
+        variance_pk = ((2.0 * self.log_sd_pk).exp()) / strength_p1.square()
+        residual_k = scale_k.square()
+        sd_ke = scale_k.unsqueeze(-1) * prior_width(relevance_e, signal_k, self.intercept)
+        weights_ke = pyro.sample(
+            "direction_weights", weights_posterior(design, seen_pk, residual_k + variance_pk, sd_ke)
         )
+        mean_pk = design @ drop_cells_dim(weights_ke).mT
+        trust_pk = residual_k / (residual_k + variance_pk)
+        with perturbations:
+            loc_pk = mean_pk + trust_pk * (seen_pk - mean_pk)
+            pyro.sample("direction", dist.Normal(loc_pk, (trust_pk * variance_pk).sqrt()).to_event(1))
 
 
 def with_intercept(features: Tensor) -> Tensor:
@@ -127,38 +145,38 @@ def prior_width(relevance_e: Tensor, signal_k: Tensor, intercept: float) -> Tens
     return torch.cat([width_ke.new_full((*width_ke.shape[:-1], 1), intercept), width_ke], dim=-1)
 
 
-def weights_given_directions(
-    direction_pk: Tensor, features: Tensor, width_ke: Tensor, scale_k: Tensor
+def weights_posterior(
+    design: Tensor, seen_pk: Tensor, variance_pk: Tensor, sd_ke: Tensor
 ) -> dist.TorchDistribution:
-    """Exact posterior of the weights given the directions: one Bayesian linear regression for each node.
+    """Exact posterior of the weights: one Bayesian linear regression for each node.
 
-    In units of ``scale_k`` the noise is 1 and the prior of the weights of a node ``diag(width_k^2)``
-    (Bishop 2006, section 3.3).
+    Bishop 2006, section 3.3, with a noise variance for each observation.
 
     Parameters
     ----------
-    direction_pk
-        ``... x perturbations x nodes``.
-    features
-        ``perturbations x features``, without the constant.
-    width_ke
-        ``... x nodes x (1 + features)``, see :func:`prior_width`.
-    scale_k
-        ``... x nodes``.
+    design
+        ``perturbations x (1 + features)``, the constant first.
+    seen_pk
+        ``... x perturbations x nodes``, observations of the directions.
+    variance_pk
+        Variance of the observations around the linear map, same shape.
+    sd_ke
+        ``... x nodes x (1 + features)``, prior sd of the weights.
 
     Returns
     -------
     Distribution over ``nodes x (1 + features)``.
     """
-    design = with_intercept(features)
-    # Whitened by the prior width the precision is I + A'A: well conditioned even where relevance vanishes.
-    gram = width_ke.unsqueeze(-1) * (design.mT @ design) * width_ke.unsqueeze(-2)
-    lower_kee = lower_factor_of_inverse(
-        gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    )
-    moment_ke = width_ke * ((direction_pk / scale_k.unsqueeze(-2)).mT @ design)
-    mean_ke = (lower_kee @ (lower_kee.mT @ moment_ke.unsqueeze(-1))).squeeze(-1)
-    sd_ke = scale_k.unsqueeze(-1) * width_ke
+    precision_kp = variance_pk.reciprocal().mT
+    gram_kee = (precision_kp.unsqueeze(-2) * design.mT) @ design
+    moment_ke = (precision_kp * seen_pk.mT) @ design
+    if gram_kee.dim() > 3:  # draws x 1 (in place of the plate of cells) x ..., as the prior sd has it
+        gram_kee, moment_ke = gram_kee.unsqueeze(-4), moment_ke.unsqueeze(-3)
+    # Whitened by the prior sd the precision is I + A'A: well conditioned even where relevance vanishes.
+    white_kee = sd_ke.unsqueeze(-1) * gram_kee * sd_ke.unsqueeze(-2)
+    identity = torch.eye(white_kee.shape[-1], dtype=white_kee.dtype, device=white_kee.device)
+    lower_kee = lower_factor_of_inverse(white_kee + identity)
+    mean_ke = (lower_kee @ (lower_kee.mT @ (sd_ke * moment_ke).unsqueeze(-1))).squeeze(-1)
     return dist.MultivariateNormal(sd_ke * mean_ke, scale_tril=sd_ke.unsqueeze(-1) * lower_kee).to_event(1)
 
 
@@ -220,7 +238,7 @@ class _SimplexFactor(nn.Module):
             nn.init.normal_(factor.loc, std=weight_scale / math.sqrt(n_in))
         self.layers = nn.ModuleList(factors)
 
-    def forward(self, perturbations: pyro.plate) -> None:
+    def forward(self, perturbations: pyro.plate, strength_p: Tensor) -> None:
         """Sample the weights."""
         for layer in self.layers:
             layer()

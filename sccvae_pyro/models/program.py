@@ -12,8 +12,9 @@ With row vectors, ``c`` a cell, ``p`` a perturbation, ``k`` a latent node and ``
 
 The guide is amortised over cells and proposes by abduction: an encoder reads ``x_c`` and proposes
 the state ``u_c``, which is mapped back through the graph and the shifts that the guide has just
-drawn, ``z_c = u_c (I - B) - shift_c``. Gradients flow through that map into ``B``, ``strength``
-and ``direction``: it is how perturbations are recovered.
+drawn, ``z_c = u_c (I - B) - shift_c``. Gradients flow through that map into ``B`` and the shifts: it
+is how perturbations are recovered. Directions are proposed given strengths, as cells determine only
+the product of the two.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import pyro.distributions as dist
 from pyro import poutine
 from pyro.nn import PyroModule
 from pyro.poutine.util import site_is_subsample as is_plate
-from torch import Tensor
+from torch import Tensor, nn
 
 from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.models import scm
@@ -82,6 +83,9 @@ class Program(PyroModule):
         self.register_buffer("features", features)
         self.register_buffer("baseline", baseline)
         self.encoder, self.decoder = encoder, decoder
+        # Where the state of the control cells lies is shared by encoder and decoder: one number a node to
+        # learn it, instead of a slow refit of both, keeps the mean of their noise at zero.
+        self.origin_k = nn.Parameter(features.new_zeros(sizes.nodes))
         self.graph_factor = priors.graph.guide(sizes, features)
         self.penetrance_factor = priors.penetrance.guide(sizes, features)
         self.direction_factor = priors.direction.guide(sizes, features)
@@ -102,31 +106,43 @@ class Program(PyroModule):
         with self.cells(batch):
             z_ck = pyro.sample("z", self.priors.noise.distribution(self.sizes, batch.library_c))
             u_ck = scm.propagate(z_ck + scm.shift_of_cells(shift_pk, batch.targets_cm), B)
-            change_cg = self.decoder(u_ck, batch.covariates_cv)
+            change_cg = self.decode(u_ck, batch.covariates_cv)
             x_c = self.priors.likelihood.distribution(change_cg, self.baseline, batch.library_c, gene_level)
             return pyro.sample("x", x_c, obs=batch.x_cg)
 
     def guide(self, batch: Batch) -> None:
         """Propose globals, then the noise of each cell by abduction."""
         B, shift_pk = self.causes_given(self.guide_globals(), self.features)
-        log_x_cg = self.priors.likelihood.encoder_input(batch.x_cg, batch.library_c)
-        state_ck, trust_ck = self.encoder(log_x_cg, batch.covariates_cv)
+        state_ck, trust_ck = self.encode(batch)
         with self.cells(batch):
             abducted_ck = scm.abduct(state_ck, B) - scm.shift_of_cells(shift_pk, batch.targets_cm)
             sd_ck = (1.0 - trust_ck).sqrt()
             pyro.sample("z", dist.Normal(trust_ck * abducted_ck, sd_ck).to_event(1))
 
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Propose mean of the state and trust of each cell, each ``cells x nodes``."""
+        log_x_cg = self.priors.likelihood.encoder_input(batch.x_cg, batch.library_c)
+        state_ck, trust_ck = self.encoder(log_x_cg, batch.covariates_cv)
+        return state_ck + self.origin_k, trust_ck
+
+    def decode(self, state_ck: Tensor, covariates_cv: Tensor) -> Tensor:
+        """Give the change of each gene from its baseline, ``... x cells x genes``."""
+        return self.decoder(state_ck - self.origin_k, covariates_cv)
+
     def guide_globals(self) -> dict[str, Tensor]:
         """Propose all globals; give the drawn value of each site."""
         plate = Perturbations.of(self.features).plate
         with poutine.trace() as drawn:
-            for factor in (self.graph_factor, self.penetrance_factor, self.direction_factor):
-                factor(plate)
+            self.graph_factor(plate)
+            self.penetrance_factor(plate)
+            self.direction_factor(plate, self.strength_given(values_of(drawn.trace)))
             self.gene_factor()
-        sites = drawn.trace.nodes.items()
-        return {
-            name: site["value"] for name, site in sites if site["type"] == "sample" and not is_plate(site)
-        }
+        return values_of(drawn.trace)
+
+    def strength_given(self, values: dict[str, Tensor]) -> Tensor:
+        """Give the strength of each perturbation that follows from drawn globals, hidden from the trace."""
+        with poutine.block(), poutine.condition(data=values):
+            return self.priors.penetrance.model(self.sizes, Perturbations.of(self.features))
 
     def causes_given(self, values: dict[str, Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
         """What follows from drawn globals, computed by the model's own code and hidden from the trace."""
@@ -141,3 +157,9 @@ class Program(PyroModule):
     def cells(self, batch: Batch) -> pyro.plate:
         """The plate of cells: a batch counts for all cells of the screen."""
         return pyro.plate("cells", self.sizes.cells, subsample=batch.library_c, dim=-1)
+
+
+def values_of(trace: poutine.Trace) -> dict[str, Tensor]:
+    """Values of the sample sites of a trace."""
+    sites = trace.nodes.items()
+    return {name: site["value"] for name, site in sites if site["type"] == "sample" and not is_plate(site)}

@@ -64,7 +64,7 @@ def coverage(
         ax.errorbar(across, points["actual"], yerr=error, label=method, linewidth=1.2, **style)
     lowest = min(45.0, data["low"].min() - 4)
     ax.set(xlim=(45, 100), ylim=(lowest, 102), xticks=[100 * level for level in LEVELS])
-    ax.legend(frameon=False, fontsize=SMALL, loc="upper left")
+    ax.legend(frameon=False, fontsize=SMALL, loc="best")
     finish(ax, "stated probability of the interval (%)", "intervals that hold the mean (%)", "Calibration")
     return Plot(ax, data)
 

@@ -7,23 +7,26 @@ from matplotlib.axes import Axes
 
 from sccvae_pyro.plots.style import (
     BLUE,
-    EFFECT,
     FAINT,
     GREEN,
     GREY,
     ORANGE,
     PINK,
     SMALL,
+    UNITS,
     Plot,
     apart,
     axes,
+    change,
     finish,
 )
 
 _LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (GREY, "-"))
 
 
-def penetrance_curves(curves: pd.DataFrame, title: str = "", ax: Axes | None = None) -> Plot:
+def penetrance_curves(
+    curves: pd.DataFrame, title: str = "", units: str = UNITS, ax: Axes | None = None
+) -> Plot:
     """Draw the predicted effect on a few genes at growing penetrance, with 90 % bands.
 
     Parameters
@@ -32,6 +35,8 @@ def penetrance_curves(curves: pd.DataFrame, title: str = "", ax: Axes | None = N
         Tidy, of one perturbation: ``gene``, ``penetrance``, ``delta``, ``low``, ``high``. At most five genes.
     title
         Name of the perturbation.
+    units
+        Units of the profiles.
     ax
         Axes to draw on; ``None`` makes new ones.
     """
@@ -45,7 +50,7 @@ def penetrance_curves(curves: pd.DataFrame, title: str = "", ax: Axes | None = N
             curve["penetrance"], curve["low"], curve["high"], color=color, alpha=0.15, linewidth=0
         )
         ax.plot(curve["penetrance"], curve["delta"], line, color=color, linewidth=1.8)
-    finish(ax, "penetrance (dotted: as in the screen)", EFFECT, title)
+    finish(ax, "penetrance relative to the screen (dotted: 1)", change(units), title)
     _name_ends(ax, curves, genes)
     return Plot(ax, curves)
 

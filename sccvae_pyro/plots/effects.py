@@ -8,7 +8,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from scipy.cluster import hierarchy
 
-from sccvae_pyro.plots.style import GREY, SMALL, Plot, axes, finish, name_ticks
+from sccvae_pyro.plots.style import GREY, SMALL, UNITS, Plot, axes, change, finish, name_ticks
 
 _UNSURE = 0.3  # opacity of effects whose interval holds zero
 
@@ -23,7 +23,7 @@ def effect_heatmap(
     Parameters
     ----------
     predictions
-        Layers ``delta``, ``delta_q05`` and ``delta_q95``, perturbations x genes.
+        Layers ``delta``, ``delta_q05`` and ``delta_q95``, perturbations x genes; ``uns["units"]``.
     n_genes, n_perturbations
         How many to show, at most.
     ax
@@ -49,7 +49,7 @@ def effect_heatmap(
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.tick_params(length=0, labelsize=7)
     bar = ax.figure.colorbar(picture, ax=ax, shrink=0.5, aspect=18, extend="both", pad=0.02)
-    bar.set_label("change of mean\nlog1p(CP10K)", fontsize=SMALL)
+    bar.set_label(change(predictions.uns.get("units", UNITS)), fontsize=SMALL)
     bar.ax.tick_params(labelsize=7, color=GREY)
     bar.outline.set_visible(False)
     return Plot(ax, shown)

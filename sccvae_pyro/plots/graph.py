@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import math
+from itertools import pairwise
 
 import networkx as nx
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyArrowPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.path import Path
 
 from sccvae_pyro.plots.style import DOWN, GREY, INK, SMALL, UP, Plot, axes
 
 _WIDTH = 7.6  # inches
 _POINTS_PER_LETTER = 5.2
+_BOX_HEIGHT = 0.56  # of the distance between rows
+_SWEEPS = 12  # passes over the columns that straighten edges
+
+Node = str | tuple[str, str, int]  # a name, or source, target and layer of an edge that passes through
+Layers = list[list[Node]]
+Lanes = dict[tuple[str, str], list[Node]]
 
 
 def strongest_edges(edges: pd.DataFrame, n: int = 25, ax: Axes | None = None) -> Plot:
     """Draw the strongest edges of the graph; causes stand to the left of their effects.
 
-    Orange solid edges raise their target, blue dashed ones lower it; the wider, the stronger.
+    Orange solid edges raise their target, blue dashed ones lower it; the wider, the stronger. Nodes stand in
+    layers, and an edge over several layers has a lane of its own (Sugiyama, Tagawa & Toda 1981).
 
     Parameters
     ----------
@@ -33,49 +41,48 @@ def strongest_edges(edges: pd.DataFrame, n: int = 25, ax: Axes | None = None) ->
     strongest = edges["mean"].abs().sort_values(ascending=False, kind="stable").index[:n]
     shown = edges.loc[strongest].astype({"source": str, "target": str})
     graph = nx.DiGraph(list(zip(shown["source"], shown["target"], strict=True)))
-    longest_name = _POINTS_PER_LETTER * max(map(len, graph))
-    n_columns = max(2, round(72 * _WIDTH / (2 * longest_name + 20)))
-    place = _layers(graph, n_columns)
-    height = max(-y for _, y in place.values())
-    ax = axes(ax, _WIDTH, 1.0 + 0.42 * height)
+    name_width = _POINTS_PER_LETTER * max(map(len, graph)) + 8
+    place, lanes = _layout(graph, n_columns=max(2, int(72 * _WIDTH / (2.2 * name_width))))
+    right, bottom = np.max(list(place.values()), axis=0)
+    ax = axes(ax, _WIDTH, 0.8 + 0.3 * bottom)
+    half = name_width / 2 * (right + 1) / (72 * _WIDTH)
     largest = shown["mean"].abs().max()
     for edge in shown.itertuples():
-        arrow = _arrow(place[edge.source], place[edge.target], edge.mean, abs(edge.mean) / largest)
-        arrow.shrinkA = arrow.shrinkB = longest_name / 2 + 2
-        ax.add_patch(arrow)
-    for name, (x, y) in place.items():
-        box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": GREY, "linewidth": 0.8}
-        ax.text(
-            x,
-            y,
-            name,
-            ha="center",
-            va="center",
-            fontsize=SMALL,
-            color=INK,
-            bbox=box,
-            zorder=3,
-            parse_math=False,
-        )
-    columns = max([n_columns - 1.0, *(x for x, _ in place.values())])
-    ax.set(xlim=(-0.4, columns + 0.4), ylim=(-height - 0.6, 0.6))
+        stops = [place[node] for node in lanes[edge.source, edge.target]]
+        ax.add_patch(_arrow(stops, half, edge.mean, abs(edge.mean) / largest))
+    for node, (x, y) in place.items():
+        if isinstance(node, str):
+            _box(ax, node, x, y, half)
+    ax.set(xlim=(-0.5, right + 0.5), ylim=(bottom + 0.6, -0.6))
     ax.set_axis_off()
     ax.set_title("Strongest edges", fontsize=10, loc="left", color=INK)
     return Plot(ax, shown)
 
 
-def _arrow(
-    start: tuple[float, float], end: tuple[float, float], mean: float, strength: float
-) -> FancyArrowPatch:
+def _box(ax: Axes, name: str, x: float, y: float, half: float) -> None:
+    box = FancyBboxPatch(
+        (x - half, y - _BOX_HEIGHT / 2),
+        2 * half,
+        _BOX_HEIGHT,
+        boxstyle="round,pad=0,rounding_size=0.03",
+        facecolor="white",
+        edgecolor=GREY,
+        linewidth=0.8,
+        zorder=3,
+    )
+    ax.add_patch(box)
+    ax.text(x, y, name, ha="center", va="center", fontsize=SMALL, color=INK, zorder=4, parse_math=False)
+
+
+def _arrow(stops: list[tuple[float, float]], half: float, mean: float, strength: float) -> FancyArrowPatch:
+    """A curve from the right side of the first stop, level through those between, to the left of the last."""
     rises = mean > 0
-    # An edge over several columns is bent, so that it does not run through the nodes between.
-    bend = 0.0 if abs(end[0] - start[0]) < 1.5 else 0.12
     return FancyArrowPatch(
-        start,
-        end,
+        path=_curve(stops, half),
         arrowstyle="-|>",
         mutation_scale=9,
-        connectionstyle=f"arc3,rad={bend}",
+        shrinkA=0,
+        shrinkB=0,
         linewidth=0.7 + 2.2 * strength,
         linestyle="-" if rises else (0, (4, 2)),
         color=UP if rises else DOWN,
@@ -84,42 +91,79 @@ def _arrow(
     )
 
 
-def _layers(graph: nx.DiGraph, n_columns: int) -> dict[str, tuple[float, float]]:
-    """Place nodes in columns by the longest path that leads to them, near their causes.
+def _curve(stops: list[tuple[float, float]], half: float) -> Path:
+    x, y = np.array(stops, dtype=float).T
+    x[0], x[-1] = x[0] + half, x[-1] - half
+    points, codes = [(x[0], y[0])], [Path.MOVETO]
+    for i in range(len(x) - 1):
+        middle = (x[i] + x[i + 1]) / 2
+        points += [(middle, y[i]), (middle, y[i + 1]), (x[i + 1], y[i + 1])]
+        codes += [Path.CURVE4] * 3
+    return Path(points, codes)
+
+
+# Where nodes stand
+
+
+def _layout(graph: nx.DiGraph, n_columns: int) -> tuple[dict[Node, tuple[float, float]], Lanes]:
+    """Place nodes, and name the stops of each edge.
 
     Parts of the graph that are not connected stand side by side where there is room, else below.
     """
-    parts = [_layers_of_part(graph.subgraph(part)) for part in nx.weakly_connected_components(graph)]
-    parts.sort(key=lambda part: (-_height(part), -_width(part), min(part)))
-    n_columns = max([n_columns, *map(_width, parts)])
-    place: dict[str, tuple[float, float]] = {}
+    parts = [_layers(graph.subgraph(part)) for part in nx.weakly_connected_components(graph)]
+    parts.sort(key=lambda part: (-_height(part[0]), -len(part[0]), min(part[1])))
+    n_columns = max([n_columns, *(len(layers) for layers, _ in parts)])
+    place: dict[Node, tuple[float, float]] = {}
+    lanes: Lanes = {}
     left = top = shelf = 0
-    for part in parts:
-        if left + _width(part) > n_columns:
+    for layers, stops in parts:
+        if left + len(layers) > n_columns:
             left, top, shelf = 0, top + shelf, 0
-        place |= {name: (left + x, y - top) for name, (x, y) in part.items()}
-        left, shelf = left + _width(part), max(shelf, _height(part))
-    return place
+        for column, layer in enumerate(layers):
+            start = top + (_height(layers) - len(layer)) / 2
+            place |= {node: (float(left + column), start + row) for row, node in enumerate(layer)}
+        lanes |= stops
+        left, shelf = left + len(layers), max(shelf, _height(layers))
+    return place, lanes
 
 
-def _layers_of_part(part: nx.DiGraph) -> dict[str, tuple[float, float]]:
-    columns = [sorted(names) for names in nx.topological_generations(part)]
-    tallest = max(map(len, columns))
-    place: dict[str, tuple[float, float]] = {}
-    for x, names in enumerate(columns):
-        names.sort(key=lambda name: -_mean_height([place[cause] for cause in part.predecessors(name)]))
-        start = -(tallest - len(names)) / 2
-        place |= {name: (float(x), start - row) for row, name in enumerate(names)}
-    return place
+def _layers(part: nx.DiGraph) -> tuple[Layers, Lanes]:
+    """Nodes and passing edges by layer, in an order that keeps edges straight; the stops of each edge."""
+    layer_of = {name: i for i, names in enumerate(nx.topological_generations(part)) for name in names}
+    for name in part:
+        if not part.in_degree(name):  # a first cause stands right before its effects
+            layer_of[name] = min(layer_of[effect] for effect in part.successors(name)) - 1
+    lanes: Lanes = {
+        (source, target): [
+            source,
+            *((source, target, i) for i in range(layer_of[source] + 1, layer_of[target])),
+            target,
+        ]
+        for source, target in part.edges
+    }
+    layers: Layers = [[] for _ in range(1 + max(layer_of.values()))]
+    for name in sorted(part):
+        layers[layer_of[name]].append(name)
+    for stops in lanes.values():
+        for i, node in enumerate(stops[1:-1], start=layer_of[stops[0]] + 1):
+            layers[i].append(node)
+    lines = nx.Graph([pair for stops in lanes.values() for pair in pairwise(stops)])
+    return _untangled(layers, lines), lanes
 
 
-def _mean_height(places: list[tuple[float, float]]) -> float:
-    return float(np.mean([y for _, y in places])) if places else 0.0
+def _untangled(layers: Layers, lines: nx.Graph) -> Layers:
+    """Order every layer by the mean height of its neighbours in the layers beside it, to and fro."""
+    layers = [list(layer) for layer in layers]
+    for sweep in range(_SWEEPS):
+        forth = sweep % 2 == 0
+        beside = layers if forth else layers[::-1]
+        for settled, layer in pairwise(beside):
+            height = {node: row - len(settled) / 2 for row, node in enumerate(settled)}
+            layer.sort(
+                key=lambda node: np.mean([height[other] for other in lines[node] if other in height] or [0])
+            )
+    return layers
 
 
-def _width(part: dict[str, tuple[float, float]]) -> int:
-    return 1 + round(max(x for x, _ in part.values()))
-
-
-def _height(part: dict[str, tuple[float, float]]) -> int:
-    return 1 + math.ceil(-min(y for _, y in part.values()))
+def _height(layers: Layers) -> int:
+    return max(map(len, layers))

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from sccvae_pyro.plots.style import GREY, MODEL, Plot, axes, finish, rows, whiskers
 
 
-def penetrance_forest(table: pd.DataFrame, n: int = 10, ax: Axes | None = None) -> Plot:
+def penetrance_forest(table: pd.DataFrame, n: int = 12, ax: Axes | None = None) -> Plot:
     """Draw the penetrance of the strongest and the weakest perturbations with 90 % intervals.
 
     Parameters
@@ -37,5 +37,5 @@ def penetrance_forest(table: pd.DataFrame, n: int = 10, ax: Axes | None = None) 
     rows(ax, names)
     ax.set_xlim(left=min(0.0, low.min()))
     ax.xaxis.set_major_locator(MaxNLocator(6))
-    finish(ax, "penetrance (90 % interval; dotted: 1)", title="Penetrance")
+    finish(ax, "penetrance, 90 % interval (dotted: 1)", title="Penetrance")
     return Plot(ax, shown)

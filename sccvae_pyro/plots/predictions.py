@@ -10,7 +10,19 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from sccvae_pyro.plots.style import EFFECT, FAINT, MODEL, OBSERVED, SMALL, Plot, axes, finish, rows, whiskers
+from sccvae_pyro.plots.style import (
+    FAINT,
+    MODEL,
+    OBSERVED,
+    SMALL,
+    UNITS,
+    Plot,
+    axes,
+    change,
+    finish,
+    rows,
+    whiskers,
+)
 
 
 def compare(predictions: AnnData, observed: AnnData, label: str) -> pd.DataFrame:
@@ -42,7 +54,9 @@ def compare(predictions: AnnData, observed: AnnData, label: str) -> pd.DataFrame
     return pd.DataFrame(values, index=predictions.var_names)
 
 
-def predicted_against_observed(table: pd.DataFrame, title: str = "", ax: Axes | None = None) -> Plot:
+def predicted_against_observed(
+    table: pd.DataFrame, title: str = "", units: str = UNITS, ax: Axes | None = None
+) -> Plot:
     """Draw every gene: observed effect across, predicted effect with its 90 % interval up.
 
     Parameters
@@ -50,7 +64,9 @@ def predicted_against_observed(table: pd.DataFrame, title: str = "", ax: Axes | 
     table
         What :func:`compare` returns.
     title
-        Name of the perturbation.
+        Title.
+    units
+        Units of the profiles.
     ax
         Axes to draw on; ``None`` makes new ones.
     """
@@ -75,15 +91,17 @@ def predicted_against_observed(table: pd.DataFrame, title: str = "", ax: Axes | 
     )
     ax.set(xlim=limits, ylim=limits, aspect="equal")
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(6, prune="lower"))
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     correlation = table["observed"].corr(table["predicted"])
     text = f"r = {correlation:.2f}"
     ax.text(0.03, 0.97, text, transform=ax.transAxes, fontsize=SMALL, va="top", color=OBSERVED)
-    finish(ax, f"observed {EFFECT}", f"predicted {EFFECT}", title)
+    finish(ax, f"observed {change(units)}", f"predicted {change(units)}", title)
     return Plot(ax, table)
 
 
-def top_genes(table: pd.DataFrame, n: int = 12, title: str = "", ax: Axes | None = None) -> Plot:
+def top_genes(
+    table: pd.DataFrame, n: int = 12, title: str = "", units: str = UNITS, ax: Axes | None = None
+) -> Plot:
     """Draw the genes that changed most, observed (diamonds) and predicted (dots), with 90 % intervals.
 
     Parameters
@@ -93,7 +111,9 @@ def top_genes(table: pd.DataFrame, n: int = 12, title: str = "", ax: Axes | None
     n
         Number of genes, by observed effect.
     title
-        Name of the perturbation.
+        Title.
+    units
+        Units of the profiles.
     ax
         Axes to draw on; ``None`` makes new ones.
     """
@@ -121,5 +141,5 @@ def top_genes(table: pd.DataFrame, n: int = 12, title: str = "", ax: Axes | None
     ax.errorbar(shown["observed"], row - 0.15, xerr=1.645 * shown["se"], **actual)
     rows(ax, list(shown.index))
     ax.legend(frameon=False, fontsize=SMALL, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
-    finish(ax, EFFECT, title=title)
+    finish(ax, change(units), title=title)
     return Plot(ax, shown)

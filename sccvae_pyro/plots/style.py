@@ -23,8 +23,8 @@ UP, DOWN = ORANGE, BLUE
 SMALL = 8.0
 """Size of the text beside data, in points."""
 
-EFFECT = "change of mean log1p(CP10K)"
-"""Name and units of an effect on an axis."""
+UNITS = "mean log1p(CP10K)"
+"""Units of profiles where nothing else is said."""
 
 
 class Plot(NamedTuple):
@@ -37,6 +37,11 @@ class Plot(NamedTuple):
 def axes(ax: Axes | None, width: float, height: float) -> Axes:
     """Give back the axes, or new ones on a figure of this size in inches."""
     return Figure(figsize=(width, height), layout="constrained").add_subplot() if ax is None else ax
+
+
+def change(units: str) -> str:
+    """Name of an effect on an axis."""
+    return f"change of {units}"
 
 
 def finish(ax: Axes, xlabel: str = "", ylabel: str = "", title: str = "") -> None:

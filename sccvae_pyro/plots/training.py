@@ -15,7 +15,8 @@ def training_curve(history: pd.DataFrame, ax: Axes | None = None) -> Plot:
     Parameters
     ----------
     history
-        Index: epoch; columns ``train_loss`` and ``validation_loss``, the negative ELBO per cell in nats.
+        Index: epoch, counted from 0 (the axis counts from 1); columns ``train_loss`` and
+        ``validation_loss``, the negative ELBO per cell in nats.
         Epochs without a value are skipped.
     ax
         Axes to draw on; ``None`` makes new ones.
@@ -24,10 +25,10 @@ def training_curve(history: pd.DataFrame, ax: Axes | None = None) -> Plot:
     lines = {"train_loss": ("training cells", BASELINE), "validation_loss": ("validation cells", MODEL)}
     for column, (label, color) in lines.items():
         loss = history[column].dropna()
-        ax.plot(loss.index, loss, color=color, label=label, linewidth=1.6)
+        ax.plot(loss.index + 1, loss, color=color, label=label, linewidth=1.6)
     validation = history["validation_loss"].dropna()
     if len(validation):
-        ax.plot(validation.idxmin(), validation.min(), "o", color=MODEL, markersize=5)
+        ax.plot(validation.idxmin() + 1, validation.min(), "o", color=MODEL, markersize=5)
     _look_past_the_start(ax, history)
     ax.legend(frameon=False, fontsize=SMALL)
     finish(ax, "epoch", "negative ELBO per cell (nats)", "Training")

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from sccvae_pyro import plots
 from sccvae_pyro.plots.style import apart
@@ -85,8 +86,27 @@ def test_training_looks_past_the_first_epochs(history):
     assert low < history["train_loss"].min() and high < history["train_loss"].iloc[0]
 
 
+def test_training_marks_the_best_epoch_counted_from_one(history):
+    _, _, dot = plots.training_curve(history).ax.lines
+    best = history["validation_loss"].idxmin()
+    assert dot.get_xdata() == [best + 1] and dot.get_ydata() == [history.loc[best, "validation_loss"]]
+
+
 def test_training_without_validation_cells(history):
-    plots.training_curve(history.assign(validation_loss=np.nan))
+    train, validation = plots.training_curve(history.assign(validation_loss=np.nan)).ax.lines
+    assert len(train.get_xdata()) == len(history) and len(validation.get_xdata()) == 0
+
+
+def test_units_stand_on_the_axes(predictions, observed, curves):
+    predictions.uns["units"] = "mean value"
+    pair = plots.compare(predictions, observed, "P3")
+    assert plots.predicted_against_observed(pair, units="mean value").ax.get_xlabel() == (
+        "observed change of mean value"
+    )
+    assert plots.top_genes(pair, units="mean value").ax.get_xlabel() == "change of mean value"
+    assert plots.penetrance_curves(curves, units="mean value").ax.get_ylabel() == "change of mean value"
+    heatmap = plots.effect_heatmap(predictions).ax.figure
+    assert "change of mean value" in [ax.get_ylabel() for ax in heatmap.axes]
 
 
 def test_scores_stand_in_order(scores):
@@ -160,6 +180,26 @@ def test_graph_runs_from_left_to_right(edges):
     )
     assert all(place[e.source][0] < place[e.target][0] for e in plot.data.itertuples())
     assert len(set(place.values())) == len(place)
+    assert len(arrows(plot)) == 20
+
+
+def test_edges_run_between_boxes_and_past_the_others():
+    names = {"source": ["a", "b", "a", "c"], "target": ["b", "c", "c", "d"]}
+    plot = plots.strongest_edges(pd.DataFrame({**names, "mean": [1.0, 0.5, -0.4, 0.3]}))
+    boxes = {
+        text.get_text(): box.get_path().transformed(box.get_patch_transform()).get_extents()
+        for text, box in zip(plot.ax.texts, plot.ax.findobj(FancyBboxPatch), strict=True)
+    }
+    for arrow, edge in zip(arrows(plot), plot.data.itertuples(), strict=True):
+        (curve,) = arrow._path_original.to_polygons(closed_only=False)
+        assert curve[0, 0] == pytest.approx(boxes[edge.source].x1)
+        assert curve[-1, 0] == pytest.approx(boxes[edge.target].x0)
+        others = [box for name, box in boxes.items() if name not in (edge.source, edge.target)]
+        assert not any(box.contains(x, y) for box in others for x, y in curve)
+
+
+def arrows(plot):
+    return [patch for patch in plot.ax.patches if isinstance(patch, FancyArrowPatch)]
 
 
 def test_long_names_of_nodes_keep_apart(edges):
