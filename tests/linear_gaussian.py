@@ -51,7 +51,7 @@ class _KnownDirection(DirectionPrior):
             return pyro.deterministic("direction", self.direction, event_dim=1)
 
     def guide(self, sizes, features):
-        return Empty()
+        return _Nothing()
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class _Plated(nn.Module):
         super().__init__()
         self.factor = factor
 
-    def forward(self, perturbations: pyro.plate) -> None:
+    def forward(self, perturbations: pyro.plate, strength_p: Tensor) -> None:
         with perturbations:
             self.factor()
 
@@ -88,7 +88,7 @@ class _KnownNoise(likelihoods.Normal):
 
 
 class _Nothing(nn.Module):
-    def forward(self) -> None:
+    def forward(self, *context: object) -> None:
         """Sample nothing."""
 
 

@@ -7,7 +7,7 @@ Sparse matrices stay sparse until the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -252,6 +252,13 @@ class Screen(Dataset[Batch]):
             else np.asarray(log1p_cp10k(values, self.library[rows]))
         )
 
+    def profiles(self) -> Profiles:
+        """Mean and variance of log expression of each label, streamed; see :func:`profiles`."""
+        labels = self.labels.cat.remove_unused_categories()
+        return _pseudobulk(
+            labels, self.coding.genes, lambda block: self.log_expression(np.arange(block.start, block.stop))
+        )
+
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Batch]]:
         """Walk the rows in order: their positions and the batch."""
         for start in range(0, len(rows), size):
@@ -329,23 +336,32 @@ def profiles(adata: AnnData) -> Profiles:
     """
     schema = Schema.of(adata)
     labels = cell_labels(adata, schema).cat.remove_unused_categories()
-    names, n_genes = [str(name) for name in labels.cat.categories], adata.n_vars
     matrix = _by_rows(expression_matrix(adata, schema.layer))
     library = library_sizes(adata, schema)
-    total, square = np.zeros((len(names), n_genes)), np.zeros((len(names), n_genes))
-    step = max(1, BLOCK_VALUES // max(1, n_genes))
-    for start in range(0, adata.n_obs, step):
-        part = matrix[start : start + step]
-        if schema.kind == "counts":
-            part = log1p_cp10k(part, library[start : start + step])
-        indicator = _indicator(labels.cat.codes.to_numpy()[start : start + step], len(names))
+
+    def log_expression(block: slice) -> Any:
+        part = matrix[block]
+        return log1p_cp10k(part, library[block]) if schema.kind == "counts" else part
+
+    return _pseudobulk(labels, adata.var_names.astype(str), log_expression)
+
+
+def _pseudobulk(labels: pd.Series, genes: Sequence[str], log_expression: Callable[[slice], Any]) -> Profiles:
+    """Accumulate sums and sums of squares, a block of cells at a time."""
+    names, codes = [str(name) for name in labels.cat.categories], labels.cat.codes.to_numpy()
+    total, square = np.zeros((len(names), len(genes))), np.zeros((len(names), len(genes)))
+    step = max(1, BLOCK_VALUES // max(1, len(genes)))
+    for start in range(0, len(labels), step):
+        block = slice(start, min(start + step, len(labels)))
+        part = log_expression(block)
+        indicator = _indicator(codes[block], len(names))
         total += _dense(indicator @ part)
         square += _dense(indicator @ (part.multiply(part) if sparse.issparse(part) else np.square(part)))
     n = labels.value_counts().reindex(labels.cat.categories)
     count = n.to_numpy()[:, None]
     mean = total / count
     var = np.maximum(square - count * mean**2, 0) / np.maximum(count - 1, 1)
-    frame = {"index": pd.Index(names), "columns": pd.Index(adata.var_names.astype(str))}
+    frame = {"index": pd.Index(names), "columns": pd.Index(genes)}
     return Profiles(pd.DataFrame(mean, **frame), pd.DataFrame(var, **frame), n.set_axis(names))
 
 

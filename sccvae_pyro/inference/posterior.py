@@ -62,7 +62,7 @@ class Controls(NamedTuple):
     """Control cells as the model starts from them, one row a cell.
 
     ``state_ck`` and ``trust_ck``: what the encoder proposes; ``library_c`` molecules;
-    ``covariates_cv`` coded covariates; ``mean_g`` their observed mean profile.
+    ``covariates_cv`` coded covariates; ``mean_g`` the mean profile that differences start from.
     """
 
     state_ck: Tensor

@@ -50,7 +50,7 @@ class InferenceSpec(BaseModel):
     target_steps: int = Field(3000, ge=1)
     batch_size: int = Field(256, ge=2)
     learning_rate: float = Field(5e-3, gt=0)
-    global_rate: float = Field(4.0, gt=0)
+    global_rate: float = Field(2.0, gt=0)
     kl_start: float = Field(0.05, ge=0, le=1)
     kl_warmup: float = Field(0.3, ge=0, le=1)
     gradient_clip: float = Field(10.0, gt=0)

@@ -1,0 +1,241 @@
+"""The loss: what counts how often, where its gradients go, and what the weight of the KL touches."""
+
+import math
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from linear_gaussian import LinearGaussian
+from pyro import poutine
+
+from sccvae_pyro import SCCVAE
+from sccvae_pyro.data.loading import Batch
+from sccvae_pyro.inference.objectives import KLWeight, NegativeELBO, log_weights
+
+SINGLE = np.array([[0]] * 12 + [[1]] * 7 + [[2]] * 10)
+
+
+@pytest.fixture(scope="module")
+def program(screen):
+    """Default priors on counts, in double precision, away from where training starts."""
+    program = SCCVAE(screen, n_nodes=4, hidden=(8,)).program.double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in program.named_parameters():
+            if name.endswith((".loc", "own_pk", "trend_ek", "origin_k")):
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.double)
+    return program
+
+
+@pytest.fixture(scope="module")
+def cells(screen, program):
+    """All cells of the screen, in an order that mixes perturbations."""
+    order = np.random.default_rng(0).permutation(program.sizes.cells)
+    x, library, targets, covariates = SCCVAE(screen, n_nodes=1)._screen[order]
+    return Batch(x.double(), library.double(), targets, covariates.double())
+
+
+def part(batch, rows):
+    return Batch(*(column[rows] for column in batch))
+
+
+def traces(program, batch, kl_weight=1.0, **given):
+    """Guide and model at one draw, or at given values."""
+    with torch.no_grad(), KLWeight(kl_weight):
+        guide = poutine.trace(poutine.substitute(program.guide, data=given)).get_trace(batch)
+        model = poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(batch)
+    return guide, model
+
+
+def elbo(guide, model):
+    return float(model.log_prob_sum() - guide.log_prob_sum())
+
+
+def latent_values(trace):
+    return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes if "plate" not in name}
+
+
+# Scaling
+
+
+def test_minibatches_add_up_to_all_cells(program, cells):
+    """At one draw, the mean over the batches of a partition is the ELBO of all cells, to the last digits."""
+    pyro.set_rng_seed(0)
+    guide, model = traces(program, cells)
+    values = {name: guide.nodes[name]["value"] for name in guide.nodes if name in model.stochastic_nodes}
+    values = {name: value for name, value in values.items() if name not in ("cells", "genes", "perturbations")}
+    size = program.sizes.cells // 5
+    assert 5 * size == program.sizes.cells
+    parts = [
+        elbo(*traces(program, part(cells, rows), **{**values, "z": values["z"][rows]}))
+        for rows in torch.arange(program.sizes.cells).split(size)
+    ]
+    assert np.std(parts) > 1
+    assert np.mean(parts) == pytest.approx(elbo(guide, model), rel=1e-10)
+
+
+def test_minibatch_loss_is_unbiased():
+    """Random batches, fresh draws: with the guide at the exact posterior the mean must be the evidence."""
+    world = LinearGaussian.separable(SINGLE, 2)
+    batch = world.draw()
+    program = world.exact_program(batch)
+    loss = NegativeELBO(program)
+    rng = np.random.default_rng(0)
+    pyro.set_rng_seed(0)
+    with torch.no_grad():
+        found = [
+            -float(loss(part(batch, rng.choice(len(SINGLE), 8, replace=False)))) * program.sizes.cells
+            for _ in range(1500)
+        ]
+    standard_error = np.std(found, ddof=1) / math.sqrt(len(found))
+    # Scaling the globals like the cells, or not scaling the cells, would cost many times this.
+    mean, covariance = world.direction_posterior(batch)
+    sd, prior_sd = np.sqrt(np.diag(covariance)), world.tau
+    kl_of_globals = (np.log(prior_sd / sd) + (sd**2 + mean.ravel() ** 2) / (2 * prior_sd**2) - 0.5).sum()
+    assert kl_of_globals > 8 * standard_error
+    assert np.mean(found) == pytest.approx(world.log_evidence(batch), abs=4 * standard_error)
+
+
+def test_loss_is_per_cell(program, cells):
+    pyro.set_rng_seed(1)
+    with torch.no_grad():
+        loss = float(NegativeELBO(program)(cells))
+    pyro.set_rng_seed(1)
+    assert loss == pytest.approx(-elbo(*traces(program, cells)) / program.sizes.cells, rel=1e-10)
+
+
+# Gradients
+
+
+PARAMETERS = {
+    "graph": "graph_factor.factor.loc",
+    "spread of the graph": "graph_factor.factor.log_scale",
+    "strength": "penetrance_factor.factor.loc",
+    "own part of the shifts": "direction_factor.own_pk",
+    "trend of the shifts": "direction_factor.trend_ek",
+    "error of the shifts": "direction_factor.log_sd_pk",
+    "scale of the directions": "direction_factor.scale.loc",
+    "relevance": "direction_factor.relevance.loc",
+    "origin": "origin_k",
+    "dispersion": "gene_factor.factor.loc",
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS.values(), ids=PARAMETERS)
+def test_gradient_is_that_of_the_loss(program, cells, name):
+    """At fixed random numbers the loss is a smooth function: differences of it give the whole gradient.
+
+    A path cut anywhere, as by abducting with detached globals, would leave the two apart.
+    """
+    batch, parameter = part(cells, slice(0, 60)), program.get_parameter(name)
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(parameter.shape, generator=generator, dtype=torch.double)
+
+    def loss():
+        pyro.set_rng_seed(3)
+        return NegativeELBO(program)(batch)
+
+    program.zero_grad()
+    loss().backward()
+    slope = float((parameter.grad * direction).sum())
+    step = 1e-5
+    with torch.no_grad():
+        parameter += step * direction
+        above = float(loss())
+        parameter -= 2 * step * direction
+        below = float(loss())
+        parameter += step * direction
+    assert abs(slope) > 1e-6
+    assert slope == pytest.approx((above - below) / (2 * step), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", [PARAMETERS[key] for key in ("graph", "strength", "own part of the shifts", "trend of the shifts")]
+)
+def test_gradient_reaches_the_causes_through_abduction(program, cells, name):
+    """The proposed noise itself moves with the graph and the shifts that the guide has drawn."""
+    pyro.set_rng_seed(0)
+    program.zero_grad()
+    guide = poutine.trace(program.guide).get_trace(part(cells, slice(0, 60)))
+    guide.nodes["z"]["fn"].mean.square().sum().backward()
+    assert (program.get_parameter(name).grad != 0).any()
+
+
+def test_abducted_noise(program, cells):
+    """In the guide, z = trust (u (I - B) - strength direction), with the values that it has drawn."""
+    batch = part(cells, slice(0, 60))
+    pyro.set_rng_seed(0)
+    guide, _ = traces(program, batch)
+    B, strength, direction = (guide.nodes[name]["value"].numpy() for name in ("B", "strength", "direction"))
+    shift = np.vstack([strength[:, None] * direction, np.zeros((1, 4))])[batch.targets_cm].sum(1)
+    with torch.no_grad():
+        state, trust = (value.numpy() for value in program.encode(batch))
+    found = guide.nodes["z"]["fn"].base_dist
+    np.testing.assert_allclose(found.loc, trust * (state @ (np.eye(4) - B) - shift))
+    np.testing.assert_allclose(found.scale, np.sqrt(1 - trust))
+
+
+# The weight of the KL
+
+
+def test_weight_scales_the_cells_and_nothing_else(program, cells):
+    pyro.set_rng_seed(0)
+    guide, model = traces(program, cells)
+    pyro.set_rng_seed(0)
+    light_guide, light_model = traces(program, cells, kl_weight=0.25)
+    for full, light in ((guide, light_guide), (model, light_model)):
+        for trace in (full, light):
+            trace.compute_log_prob()
+        for name in full.stochastic_nodes + full.observation_nodes:
+            expected = full.nodes[name]["log_prob_sum"] * (0.25 if name == "z" else 1.0)
+            torch.testing.assert_close(light.nodes[name]["log_prob_sum"], expected)
+    assert "z" in guide.stochastic_nodes
+
+
+def test_weight_of_the_loss(program, cells):
+    """With weight w the loss is the reconstruction, the globals and w times the KL of the cells: linear in w."""
+    losses = []
+    for weight in (0.0, 0.5, 1.0):
+        pyro.set_rng_seed(0)
+        with torch.no_grad():
+            losses.append(float(NegativeELBO(program)(cells, weight)))
+    assert losses[0] < losses[2]
+    assert losses[1] == pytest.approx((losses[0] + losses[2]) / 2, rel=1e-10)
+
+
+# The validation figure
+
+
+def test_validation_leaves_the_globals_out(program, cells):
+    """Cells' own terms, unscaled: model and guide at one draw, less the terms of the globals."""
+    pyro.set_rng_seed(0)
+    with torch.no_grad():
+        found = log_weights(program, cells)
+    pyro.set_rng_seed(0)
+    guide, model = traces(program, cells)
+    for trace in (guide, model):
+        trace.compute_log_prob()
+    expected = model.nodes["x"]["log_prob"] + model.nodes["z"]["log_prob"] - guide.nodes["z"]["log_prob"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_validation_does_not_depend_on_the_other_cells(program, cells):
+    """The same cells in a smaller batch, at the same draw of globals, weigh the same."""
+    pyro.set_rng_seed(0)
+    guide, _ = traces(program, cells)
+    values = latent_values(guide)
+    rows = torch.arange(7)
+    small = {name: value for name, value in values.items() if name not in ("cells", "genes", "perturbations")}
+
+    def weights(batch, **given):
+        program_given = type(program).__new__(type(program))
+        program_given.__dict__ = {**program.__dict__}
+        guide, model = traces(program, batch, **given)
+        for trace in (guide, model):
+            trace.compute_log_prob()
+        terms = [(model, "x", 1), (model, "z", 1), (guide, "z", -1)]
+        return sum(sign * trace.nodes[name]["unscaled_log_prob"] for trace, name, sign in terms)
+
+    whole = weights(cells, **small)
+    torch.testing.assert_close(weights(part(cells, rows), **{**small, "z": small["z"][rows]}), whole[rows])
