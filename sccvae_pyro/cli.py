@@ -78,7 +78,7 @@ _TRAINING = "Model and training"
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder that `sccvae fit` wrote.", show_default=False)]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Samples = Annotated[int, typer.Option("--n-samples", help="Posterior draws of each mean.", min=2)]
+Samples = Annotated[int, typer.Option("--n-samples", help="Draws from the posterior.", min=2)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.")]
 
 
@@ -243,7 +243,7 @@ def predict(
     penetrance: Annotated[
         float, typer.Option(help="0: control, 1: as in the screen, 0.5: half.", min=0)
     ] = 1.0,
-    n_samples: Samples = 1000,
+    n_samples: Samples = 200,
     draws: Annotated[bool, typer.Option("--draws", help="Keep the posterior draws in obsm.")] = False,
     seed: Seed = 0,
 ) -> None:
@@ -269,8 +269,8 @@ def predict(
             row["name"],
             prediction.obs.loc[row["name"], "status"],
             row["n_changed"],
-            row["raised"],
-            row["lowered"],
+            row["raised"] or "-",
+            row["lowered"] or "-",
         )
         for row in describe(prediction)[:20]
     ]
@@ -445,8 +445,8 @@ def _say_where(what: str, path: Path) -> None:
 
 def _say_verdict(verdict: Verdict) -> None:
     color = {"good": "green", "level": "blue", "bad": "red", "open": "yellow"}[verdict.tone]
-    body = Text("\n".join(verdict.sentences))
-    screen.print(Panel(body, title=Text(verdict.headline, style="bold"), border_style=color, padding=(1, 2)))
+    body = Text.assemble((verdict.headline, "bold"), "\n\n", "\n".join(verdict.sentences))
+    screen.print(Panel(body, border_style=color, padding=(1, 2)))
 
 
 def _table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:

@@ -133,7 +133,7 @@ def gather(
     perturbations
         Further perturbations to predict, such as ones that nobody has measured.
     n_samples, seed
-        Posterior draws of each mean, and their seed.
+        Posterior draws, and their seed.
     """
     control = model.coding.schema.control
     labels = [label for label in model.coding.labels if label != control]
@@ -145,8 +145,8 @@ def gather(
         control=control,
         history=model.history,
         effects=effects,
-        penetrance=model.penetrance(),
-        edges=model.edges(),
+        penetrance=model.penetrance(n_samples, seed),
+        edges=model.edges(n_samples, seed),
         curves=dose_response(model, strongest, n_samples, seed),
         assessment=assessment,
         requested=requested,
@@ -180,7 +180,7 @@ def _notes(model: SCCVAE, n_samples: int, seed: int) -> dict[str, str]:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     return {
         "Model": repr(model),
-        "Draws": f"{n_samples} posterior draws of each mean, seed {seed}",
+        "Draws": f"{n_samples} draws from the posterior, seed {seed}",
         "Versions": f"sccvae-pyro {__version__}, Python {platform.python_version()}, {versions}",
         "Written": datetime.date.today().isoformat(),
     }

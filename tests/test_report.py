@@ -54,11 +54,11 @@ class StandIn:
         obs.index = obs.index.astype(str)
         return AnnData(counts, obs, pd.DataFrame(index=pd.Index(self.coding.genes)))
 
-    def penetrance(self):
+    def penetrance(self, n_samples, seed):
         names = self.coding.perturbations
         return pd.DataFrame({"median": 1.0, "q05": 0.8, "q95": 1.2}, index=pd.Index(names))
 
-    def edges(self):
+    def edges(self, n_samples, seed):
         ends = {"source": ["node_0", "node_1"], "target": ["node_1", "node_2"]}
         return pd.DataFrame({**ends, "mean": [0.5, -0.3], "q05": [0.1, -0.7], "q95": [0.9, 0.1]})
 
