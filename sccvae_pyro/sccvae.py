@@ -19,7 +19,8 @@ from sccvae_pyro.data.loading import Coding, Covariate, Screen
 from sccvae_pyro.data.schema import Schema, canonical_label, parse_targets
 from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError
-from sccvae_pyro.inference import export, level, posterior, results, svi
+from sccvae_pyro.inference import export, posterior, results, svi
+from sccvae_pyro.inference.discrepancy import Discrepancy, fit_discrepancy
 from sccvae_pyro.inference.spec import InferenceSpec
 from sccvae_pyro.models import build
 from sccvae_pyro.models.slot import Member, Sizes
@@ -123,7 +124,7 @@ class SCCVAE:
         logger.info("likelihood: %s, for %s", type(self.priors.likelihood).__name__, self.coding.schema.kind)
         self.program = build.program_of(spec, self.priors, self._screen, self.features, seed=0)
         self.controls: posterior.Controls | None = None
-        self.unexplained_sd_g = np.zeros(len(self.coding.genes))
+        self.discrepancy = Discrepancy(*np.zeros((2, len(self.coding.genes))))
         self.history = pd.DataFrame()
 
     def __repr__(self) -> str:
@@ -182,9 +183,8 @@ class SCCVAE:
         self.program = build.program_of(self.spec, self.priors, self._screen, self.features, seed=spec.seed)
         folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
         self.history = svi.fit(self.program, self._screen, spec, folder, resume, progress)
-        controls = results.remember_controls(self.program, self._screen, spec.seed)
-        control_mean_g, self.unexplained_sd_g = self._fit_level(self._screen, controls, spec.seed)
-        self.controls = controls._replace(mean_g=control_mean_g)
+        self.controls = results.remember_controls(self.program, self._screen, spec.seed)
+        self.discrepancy = self._fit_discrepancy(self._screen, self.controls, spec.seed)
         return self
 
     def predict(
@@ -219,8 +219,8 @@ class SCCVAE:
             One row per perturbation. ``X`` and layer ``mean``: mean over cells of ``log1p(CP10K)`` (of
             the values, where they are not counts); layers ``sd``, ``q05``, ``q95``: posterior of that
             population mean; ``delta``, ``delta_sd``, ``delta_q05``, ``delta_q95``: its difference to
-            control; ``var["control_mean"]``: the mean of control cells that the differences start from,
-            estimated from all training cells (of ``controls``, where given, their observed mean);
+            control, what nodes leave unexplained included; ``var["control_mean"]``: the observed mean of the
+            control cells;
             ``obs["status"]``: ``control``, ``seen`` or ``unseen``.
 
         Raises
@@ -234,7 +234,7 @@ class SCCVAE:
         shift_slk = penetrance * self._shifts(draws, labels, seed)
         deltas = results.population_deltas(self.program, draws, start, shift_slk, seed)
         n_targets = [len(parse_targets(label, self.coding.schema.control)) for label in labels]
-        results.add_unexplained(deltas, self.unexplained_sd_g, abs(penetrance) * np.sqrt(n_targets), seed)
+        self.discrepancy.add_to(deltas, penetrance, np.array(n_targets), seed)
         status = [self._status(label) for label in labels]
         settings = {"penetrance": float(penetrance), "n_samples": n_samples, "seed": seed}
         return results.prediction(deltas, labels, status, self.coding, start.mean_g, settings, return_draws)
@@ -463,8 +463,8 @@ class SCCVAE:
             "features": None if self.features is None else build.describe_features(self.features),
         }
         tensors = {f"program.{name}": value for name, value in self.program.state_dict().items()}
-        tensors["unexplained_sd_g"] = torch.as_tensor(self.unexplained_sd_g)
-        tensors |= {f"controls.{name}": torch.as_tensor(value) for name, value in controls._asdict().items()}
+        for part, values in (("controls", controls), ("discrepancy", self.discrepancy)):
+            tensors |= {f"{part}.{name}": torch.as_tensor(value) for name, value in values._asdict().items()}
         if self.features is not None:
             tensors |= build.feature_tensors(self.features)
         storage.save(Path(folder), description, tensors, self.history)
@@ -490,7 +490,8 @@ class SCCVAE:
             model.program = build.empty_program(model.spec, model.priors, Sizes(**description["sizes"]))
             model.program.load_state_dict(_part(tensors, "program."))
             model.controls = results.controls_from(_part(tensors, "controls."))
-            model.unexplained_sd_g = tensors["unexplained_sd_g"].numpy()
+            stored = _part(tensors, "discrepancy.")
+            model.discrepancy = Discrepancy(**{name: value.numpy() for name, value in stored.items()})
         except (KeyError, TypeError, RuntimeError) as error:
             raise InputError(f"The parts of the model in {folder} do not fit together: {error}") from None
         model.program.eval()
@@ -510,11 +511,13 @@ class SCCVAE:
             raise InputError("controls= holds perturbed cells. Pass control cells only.")
         return results.controls_of(self.program, screen, np.arange(len(screen)))
 
-    def _fit_level(self, screen: Screen, controls: posterior.Controls, seed: int) -> level.Level:
-        draws = posterior.draw(self.program, results.LEVEL_DRAWS, seed)
-        observed = screen.profiles()
-        shift_slk = self._shifts(draws, list(observed.mean.index), seed)
-        return level.fit_level(self.program, draws, controls, shift_slk, observed, results.LEVEL_CELLS, seed)
+    def _fit_discrepancy(self, screen: Screen, controls: posterior.Controls, seed: int) -> Discrepancy:
+        observed = screen.profiles().without(self.coding.schema.control)
+        draws = posterior.draw(self.program, results.DISCREPANCY_DRAWS, seed)
+        shift_slk = self._shifts(draws, list(observed.n.index), seed)
+        return fit_discrepancy(
+            self.program, draws, controls, shift_slk, observed, results.DISCREPANCY_CELLS, seed
+        )
 
     def _labels(self, perturbations: Sequence[Perturbation] | str) -> list[str]:
         """Canonical labels; each target seen or predictable."""

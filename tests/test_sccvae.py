@@ -5,18 +5,20 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from screens import log_values, set_up, small_screen
+from screens import small_screen
 
 import sccvae_pyro as sv
 from sccvae_pyro import SCCVAE, InputError
 from sccvae_pyro.data.counts import log1p_cp10k
-from sccvae_pyro.inference import posterior
+from sccvae_pyro.inference import posterior, results
 from sccvae_pyro.inference.spec import InferenceSpec
 from sccvae_pyro.models.spec import ModelSpec
 
@@ -75,21 +77,25 @@ def test_layers_belong_together(fitted):
         np.testing.assert_allclose(np.quantile(draws, level, 1), found.layers[name], atol=SINGLE_PRECISION)
 
 
-def test_control_mean_is_that_of_the_cells(fitted, screen):
-    """The observed mean of log1p(CP10K) of the control cells, at the library sizes of the screen."""
-    control = screen[screen.obs["perturbation"] == "control"]
-    observed = log1p_cp10k(control.X.toarray(), control.obs["total_umi"].to_numpy()).mean(0)
-    found = fitted.predict("G0001", n_samples=2).var["control_mean"]
-    np.testing.assert_allclose(found, observed, rtol=1e-5)
+def test_predictions_and_cells_have_the_same_grand_mean(fitted):
+    """The level of control is what all training cells say, each less the effect of its perturbation."""
+    observed = fitted._screen.profiles()
+    found = fitted.predict(list(observed.mean.index), n_samples=400)
+    grand_mean, predicted = (
+        np.average(means, axis=0, weights=observed.n) for means in (observed.mean, found.layers["mean"])
+    )
+    # The effects were averaged over draws twice: when the level was fitted, and now.
+    standard_error = found.layers["sd"].max(0) * np.sqrt(1 / 400 + 1 / results.LEVEL_DRAWS)
+    assert (np.abs(predicted - grand_mean) < 4 * standard_error).all()
 
 
 def test_values_that_are_not_counts_keep_their_units(fitted_values, log_screen):
-    found = fitted_values.predict(["G0001"], n_samples=5)
+    control = log_screen[log_screen.obs["perturbation"] == "control"].copy()
+    found = fitted_values.predict(["G0001"], controls=control, n_samples=5)
     assert found.uns["units"] == "mean value"
-    control = log_screen[log_screen.obs["perturbation"] == "control"]
     np.testing.assert_allclose(found.var["control_mean"], control.X.mean(0), rtol=1e-5)
     cells = fitted_values.sample_cells("G0001", 30)
-    assert (cells.X != np.round(cells.X)).any()
+    assert (np.round(cells.X) != cells.X).any()
     assert list(cells.obs.columns) == ["perturbation"]
 
 
@@ -176,9 +182,10 @@ def test_unseen_perturbations_keep_their_prior_spread(held_out):
     features = np.append(1.0, held_out.features.rows(["G0003"]))
     scale, weights = (draws.values[f"direction_{name}"].squeeze(1) for name in ("scale", "weights"))
     centre = np.einsum("ske,e->sk", weights.numpy(), features)
-    # The strength is LogNormal(0, 0.4): its mean and mean square are exp(0.08) and exp(0.32).
-    expected = np.exp(0.08) * centre.mean(0)
-    spread = np.exp(0.32) * (scale.numpy() ** 2 + centre**2).mean(0)
+    # Mean and mean square of the strength, LogNormal(0, s): exp(s^2 / 2) and exp(2 s^2).
+    square = held_out.priors.penetrance.scale**2
+    expected = np.exp(square / 2) * centre.mean(0)
+    spread = np.exp(2 * square) * (scale.numpy() ** 2 + centre**2).mean(0)
     assert (np.abs(shift.mean(0) - expected) < 4 * shift.std(0) / np.sqrt(n)).all()
     assert (np.abs((shift**2).mean(0) - spread) < 4 * (shift**2).std(0) / np.sqrt(n)).all()
 
@@ -215,7 +222,7 @@ def test_sampled_cells(fitted):
     assert cells.shape == (300, 24)
     assert set(cells.obs["perturbation"]) == {"G0001+G0002"}
     assert (cells.X >= 0).all()
-    assert (cells.X == np.round(cells.X)).all()
+    assert (np.round(cells.X) == cells.X).all()
     assert set(cells.obs["library"]) <= set(fitted.controls.library_c.numpy())
     np.testing.assert_array_equal(cells.X, fitted.sample_cells("G0001+G0002", 300).X)
     # All of the transcriptome is measured here: each cell has about as many molecules as its library.
@@ -245,14 +252,16 @@ def test_counterfactual_of_what_happened_changes_nothing(fitted, screen):
 
 
 def test_counterfactual_does_not_depend_on_the_other_cells(fitted, screen, monkeypatch):
-    """Walked in chunks, each cell is read for itself: its factual mean differs by sampled noise alone."""
-    cells = screen[:40].copy()
-    whole = fitted.counterfactual(cells, "G0004", n_samples=200)
-    monkeypatch.setattr(posterior, "CELL_CHUNK", 200 * 7 // 8)
-    parts = fitted.counterfactual(cells, "G0004", n_samples=200)
-    half = (whole.layers["effect_q95"] - whole.layers["effect_q05"]) / 2
-    # Half the 90 % interval is 1.6 sd; two means of 200 draws differ by sd / 10.
-    assert (np.abs(parts.layers["effect"] - whole.layers["effect"]) < half / 1.6 * 0.5 + 1e-4).all()
+    """Walked in chunks of 5 cells, each cell is read for itself; only the draws of its noise differ."""
+    cells = screen[:12].copy()
+    whole = fitted.counterfactual(cells, "G0004", n_samples=60)
+    monkeypatch.setattr(posterior, "CELL_CHUNK", 60 * 5 // 8 + 1)
+    parts = fitted.counterfactual(cells, "G0004", n_samples=60)
+    # The 90 % interval is 3.3 sd wide; two means of 60 draws differ by sd sqrt(2 / 60).
+    sd = (whole.layers["effect_q95"] - whole.layers["effect_q05"]) / 3.3
+    difference = np.abs(parts.layers["effect"] - whole.layers["effect"])
+    assert difference.max() > 0
+    assert (difference < 4 * sd * np.sqrt(2 / 60) + SINGLE_PRECISION).mean() > 0.99
 
 
 def test_latent_states_fit_together(fitted, screen):
@@ -279,7 +288,9 @@ def test_penetrance_table(fitted):
     assert (table["q05"] < table["median"]).all()
     assert (table["median"] < table["q95"]).all()
     factor = fitted.program.penetrance_factor.factor
-    np.testing.assert_allclose(np.log(table["median"]), factor.loc.detach(), atol=4 * 1.25 * 0.4 / 20)
+    # The standard error of a median of n normals is 1.25 sd / sqrt(n).
+    standard_error = 1.25 * factor.log_scale.detach().exp().numpy() / 20
+    assert (np.abs(np.log(table["median"]) - factor.loc.detach().numpy()) < 4 * standard_error).all()
 
 
 def test_known_penetrance_is_reported(screen):
@@ -298,9 +309,8 @@ def test_edge_table(fitted):
     assert (table["mean"].abs().diff().dropna() <= 0).all()
     assert (table["q05"] < table["q95"]).all()
     assert table["probability_positive"].between(0, 1).all()
-    loc = fitted.program.graph_factor.factor.distribution().mean if False else fitted.program.graph_factor
     B = torch.zeros(5, 5)
-    B[tuple(torch.triu_indices(5, 5, 1))] = loc.factor.loc.detach()
+    B[tuple(torch.triu_indices(5, 5, 1))] = fitted.program.graph_factor.factor.loc.detach()
     found = B.numpy()[order["source"], order["target"]]
     sd = table["sd"].to_numpy()
     assert (np.abs(table["mean"] - found) < 4 * sd / np.sqrt(300)).all()
@@ -498,8 +508,6 @@ model.predict(["G0001", "G0003"], n_samples=5).write_h5ad(sys.argv[2])
 
 
 def test_saved_model_answers_in_a_fresh_process_without_the_data(held_out, tmp_path):
-    import anndata
-
     held_out.save(tmp_path / "model")
     command = [sys.executable, "-c", FRESH, str(tmp_path / "model"), str(tmp_path / "prediction.h5ad")]
     run = subprocess.run(
@@ -520,7 +528,7 @@ def test_loaded_model_is_the_saved_one(fitted, screen, tmp_path):
     assert loaded.coding == fitted.coding
     assert loaded.spec == fitted.spec
     pd.testing.assert_frame_equal(loaded.history, fitted.history)
-    pd.testing.assert_frame_equal(loaded.features.table, fitted.features.table)
+    pd.testing.assert_frame_equal(loaded.features.table, fitted.features.table, check_names=False)
     for question in (
         lambda model: model.sample_cells("G0001", 10).X,
         lambda model: model.counterfactual(screen[:5].copy(), "G0002", n_samples=3).X,
@@ -599,10 +607,16 @@ def test_load_refuses_a_missing_part(saved):
     refused(lambda: SCCVAE.load(saved), "do not fit together", "coding")
 
 
+def test_load_refuses_damaged_weights(saved):
+    whole = (saved / "weights.pt").read_bytes()
+    (saved / "weights.pt").write_bytes(whole[: len(whole) // 2])
+    refused(lambda: SCCVAE.load(saved), str(saved), "damaged")
+
+
 @pytest.mark.parametrize("name", ["weights.pt", "history.csv"])
-def test_load_refuses_a_damaged_file(saved, name):
-    (saved / name).write_bytes((saved / name).read_bytes()[:20])
-    refused(lambda: SCCVAE.load(saved), "damaged")
+def test_load_refuses_a_missing_file(saved, name):
+    (saved / name).unlink()
+    refused(lambda: SCCVAE.load(saved), str(saved), "missing")
 
 
 def test_load_refuses_a_damaged_description(saved):
@@ -622,8 +636,6 @@ def test_defaults_of_the_facade_are_those_of_the_spec(screen):
 
 def test_inference_file_is_the_default():
     """What inference/svi.toml spells out is what fit() does, and it spells out everything but max_epochs."""
-    import tomllib
-
     assert InferenceSpec.read(ROOT / "inference/svi.toml") == InferenceSpec()
     written = set(tomllib.loads((ROOT / "inference/svi.toml").read_text()))
     assert written == set(InferenceSpec.model_fields) - {"max_epochs"}
@@ -665,8 +677,9 @@ def test_arviz_has_named_coordinates(screen, direction):
     if direction == "Linear":
         assert found["direction"].dims == ("chain", "draw", "perturbation", "node")
         assert found["direction_weights"].dims == ("chain", "draw", "node", "feature_or_constant")
-        assert list(found["feature_or_constant"].values)[0] == "constant"
-        assert list(found["feature"].values) == list(model.features.table.columns)
+        columns = list(model.features.table.columns)
+        assert list(found["feature_or_constant"].values) == ["constant", *columns]
+        assert list(found["feature"].values) == columns
         assert not [name for name in found.dims if name.endswith(tuple("0123456789"))]
     draws = posterior.draw(model.program, 12, 0)
     np.testing.assert_allclose(found["B"].values[0], draws.B)

@@ -321,6 +321,10 @@ class Profiles(NamedTuple):
     var: pd.DataFrame
     n: pd.Series
 
+    def without(self, label: str) -> Profiles:
+        """All but one label; the same where the label is not among them."""
+        return Profiles(*(table.drop(index=label, errors="ignore") for table in self))
+
 
 def profiles(adata: AnnData) -> Profiles:
     """Mean and variance of log expression of each perturbation, streamed over blocks of cells.

@@ -209,7 +209,7 @@ class _Protocol:
     @classmethod
     def of(cls, labels: list[str], control: str, held_out: Profiles, train: Profiles) -> _Protocol:
         control_mean = train.mean.loc[control].to_numpy(dtype=float)
-        trained, tested = _without(control, train), _without(control, held_out)
+        trained, tested = train.without(control), held_out.without(control)
         subsets: dict[str, list[Any]] = {"": [slice(None)] * len(labels)}
         if len(control_mean) > 1000:
             subsets[TOP_EXPRESSED] = [np.argsort(-control_mean, kind="stable")[:1000]] * len(labels)
@@ -235,12 +235,6 @@ class _Protocol:
             parts = [(a if a.ndim == 1 else a[..., row, :])[..., genes] for a in arrays]
             values.append(np.mean(metric(*parts)) if parts[0].shape[-1] else np.nan)
         return np.array(values)
-
-
-def _without(control: str, profiles: Profiles) -> Profiles:
-    """Drop the control."""
-    kept = profiles.n.index != control
-    return Profiles(profiles.mean[kept], profiles.var[kept], profiles.n[kept])
 
 
 def _moments(profiles: Profiles, labels: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

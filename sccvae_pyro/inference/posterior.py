@@ -23,6 +23,7 @@ from sccvae_pyro.models import scm
 from sccvae_pyro.models.program import Program
 
 CELL_CHUNK = 4096
+DRAW_CHUNK_VALUES = 20_000_000
 
 
 @contextmanager
@@ -62,7 +63,7 @@ class Controls(NamedTuple):
     """Control cells as the model starts from them, one row a cell.
 
     ``state_ck`` and ``trust_ck``: what the encoder proposes; ``library_c`` molecules;
-    ``covariates_cv`` coded covariates; ``mean_g`` the mean profile that differences start from.
+    ``covariates_cv`` coded covariates; ``mean_g`` their observed mean profile.
     """
 
     state_ck: Tensor
@@ -74,7 +75,7 @@ class Controls(NamedTuple):
 
 @torch.no_grad()
 def draw(program: Program, n_draws: int, seed: int) -> Draws:
-    """Draw the globals from the guide, all at once.
+    """Draw the globals from the guide.
 
     Parameters
     ----------
@@ -89,7 +90,21 @@ def draw(program: Program, n_draws: int, seed: int) -> Draws:
     -------
     Draws
     """
-    with seeded(seed), pyro.plate("draws", n_draws, dim=-2):
+    sizes = program.sizes
+    # Regressions of directions on features hold a features x features matrix for each draw and node.
+    chunk = max(1, DRAW_CHUNK_VALUES // (sizes.nodes * (1 + max(sizes.features, 1)) ** 2))
+    with seeded(seed):
+        parts = [_draw_at_once(program, min(chunk, n_draws - start)) for start in range(0, n_draws, chunk)]
+    values = {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values}
+    return Draws(values, *(torch.cat(tensors) for tensors in zip(*map(_causes, parts), strict=True)))
+
+
+def _causes(draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    return draws.B, draws.shift_pk, draws.gene_level
+
+
+def _draw_at_once(program: Program, n_draws: int) -> Draws:
+    with pyro.plate("draws", n_draws, dim=-2):
         values = program.guide_globals()
         B, shift_pk = program.causes_given(values, program.features)
         gene_level = program.gene_level_given(values)

@@ -21,14 +21,14 @@ KEPT_CONTROLS = 1024
 """Control cells that a fitted model remembers, to predict without the data."""
 
 CELLS_PER_DRAW = 64
-LEVEL_DRAWS, LEVEL_CELLS = 16, 32
+DISCREPANCY_DRAWS, DISCREPANCY_CELLS = 16, 32
 
 
 def remember_controls(program: Program, screen: Screen, seed: int) -> Controls:
-    """Encode a random share of the control cells."""
+    """Encode a random share of the control cells, and take the mean profile of all of them."""
     rows = np.flatnonzero(screen.is_control)
     kept = np.sort(np.random.default_rng(seed).permutation(rows)[:KEPT_CONTROLS])
-    return controls_of(program, screen, kept)
+    return controls_of(program, screen, kept)._replace(mean_g=mean_profile(screen, rows))
 
 
 def controls_of(program: Program, screen: Screen, rows: np.ndarray) -> Controls:
@@ -95,26 +95,6 @@ def label_shifts(
     for row, targets in zip(table, parsed, strict=True):
         row[: len(targets)] = torch.tensor([code[t] for t in targets], dtype=torch.long)
     return scm.shift_of_cells(shift_pk, table)
-
-
-def add_unexplained(deltas: np.ndarray, sd_g: np.ndarray, size_l: np.ndarray, seed: int) -> None:
-    """Add draws of what the program leaves unexplained, in place.
-
-    Parameters
-    ----------
-    deltas
-        ``draws x labels x genes``.
-    sd_g
-        See :class:`~sccvae_pyro.inference.level.Level`.
-    size_l
-        Factor of each label: penetrance times the root of its number of targets.
-    seed
-        Seed of the draws.
-    """
-    rng = np.random.default_rng([seed, 3])
-    sd_lg = np.outer(size_l, sd_g).astype(np.float32)
-    for delta in deltas:
-        delta += sd_lg * rng.standard_normal(sd_lg.shape, dtype=np.float32)
 
 
 def population_deltas(
