@@ -23,7 +23,7 @@ from sccvae_pyro.models import scm
 from sccvae_pyro.models.program import Program
 
 CELL_CHUNK = 4096
-DRAW_CHUNK_VALUES = 20_000_000
+DRAWS_AT_ONCE = 8
 
 
 @contextmanager
@@ -90,11 +90,10 @@ def draw(program: Program, n_draws: int, seed: int) -> Draws:
     -------
     Draws
     """
-    sizes = program.sizes
-    # Regressions of directions on features hold a features x features matrix for each draw and node.
-    chunk = max(1, DRAW_CHUNK_VALUES // (sizes.nodes * (1 + max(sizes.features, 1)) ** 2))
+    # Few at once: a regression of directions holds a matrix of its basis for each draw and node.
+    starts = range(0, n_draws, DRAWS_AT_ONCE)
     with seeded(seed):
-        parts = [_draw_at_once(program, min(chunk, n_draws - start)) for start in range(0, n_draws, chunk)]
+        parts = [_draw_at_once(program, min(DRAWS_AT_ONCE, n_draws - start)) for start in starts]
     values = {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values}
     return Draws(values, *(torch.cat(tensors) for tensors in zip(*map(_causes, parts), strict=True)))
 

@@ -17,7 +17,7 @@ from torch.distributions import transforms
 
 from sccvae_pyro.models.factors import MeanField
 from sccvae_pyro.models.scm import drop_cells_dim
-from sccvae_pyro.models.slot import Perturbations, Prior, Sizes, positive
+from sccvae_pyro.models.slot import Perturbations, Prior, Sizes, positive, whole
 
 
 class DirectionPrior(Prior, slot="direction"):
@@ -207,6 +207,7 @@ class Simplex(DirectionPrior):
 
     def __post_init__(self) -> None:
         positive(self, hidden=self.hidden, weight_scale=self.weight_scale)
+        whole(self, hidden=self.hidden)
 
     def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
         """Sample the weights of the map and record ``direction``, ``perturbations x nodes``."""

@@ -149,6 +149,19 @@ def positive(member: Member, **values: float) -> None:
             raise InputError(f"{type(member).__name__}: {name} must be a positive number, not {value!r}")
 
 
+def whole(member: Member, **values: float) -> None:
+    """Refuse settings that are not whole numbers.
+
+    Raises
+    ------
+    InputError
+        Naming the member, the setting and the value.
+    """
+    for name, value in values.items():
+        if not isinstance(value, int):
+            raise InputError(f"{type(member).__name__}: {name} must be a whole number, not {value!r}")
+
+
 def finite(member: Member, **values: float) -> None:
     """Refuse settings that are not finite numbers.
 
