@@ -125,6 +125,7 @@ class SCCVAE:
         self.program = build.program_of(spec, self.priors, self._screen, self.features, seed=0)
         self.controls: posterior.Controls | None = None
         self.discrepancy = Discrepancy(*np.zeros((2, len(self.coding.genes))))
+        self._drawn: tuple[tuple[int, int], posterior.Draws] | None = None
         self.history = pd.DataFrame()
 
     def __repr__(self) -> str:
@@ -181,6 +182,7 @@ class SCCVAE:
             )
         spec = InferenceSpec.read(inference, **overrides)
         self.program = build.program_of(self.spec, self.priors, self._screen, self.features, seed=spec.seed)
+        self._drawn = None
         folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
         self.history = svi.fit(self.program, self._screen, spec, folder, resume, progress)
         self.controls = results.remember_controls(self.program, self._screen, spec.seed)
@@ -230,7 +232,7 @@ class SCCVAE:
         """
         start = self._controls(controls)
         labels = self._labels(perturbations)
-        draws = posterior.draw(self.program, n_samples, seed)
+        draws = self._draws(n_samples, seed)
         shift_slk = penetrance * self._shifts(draws, labels, seed)
         deltas = results.population_deltas(self.program, draws, start, shift_slk, seed)
         n_targets = [len(parse_targets(label, self.coding.schema.control)) for label in labels]
@@ -274,7 +276,7 @@ class SCCVAE:
         """
         start = self._controls(controls)
         label = self._labels([perturbation])[0]
-        draws = posterior.draw(self.program, min(n, 200), seed)
+        draws = self._draws(min(n, 200), seed)
         shift_sk = penetrance * self._shifts(draws, [label], seed)[:, 0]
         values, library, _ = posterior.sample_cells(self.program, draws, start, shift_sk, n, seed)
         return results.sampled_cells(values, library, label, self.coding)
@@ -320,7 +322,7 @@ class SCCVAE:
         self._require_fit()
         screen = self.coding.screen(cells)
         label = self._labels([perturbation])[0]
-        draws = posterior.draw(self.program, n_samples, seed)
+        draws = self._draws(n_samples, seed)
         new_sk = penetrance * self._shifts(draws, [label], seed)[:, 0]
         return results.counterfactual(self.program, draws, screen, new_sk, label, cells.obs, seed)
 
@@ -355,7 +357,7 @@ class SCCVAE:
             )
         self._require_fit()
         screen = self.coding.screen(adata)
-        draws = posterior.draw(self.program, n_samples, seed)
+        draws = self._draws(n_samples, seed)
         latent = results.latent(self.program, draws, screen, kind)
         return pd.DataFrame(latent, index=adata.obs_names, columns=pd.Index(self.nodes))
 
@@ -385,7 +387,7 @@ class SCCVAE:
         labels = self._labels(found.labels)
         unseen = sorted(set(found.perturbations) - set(self.coding.perturbations))
         screen = self.coding.with_unseen(unseen).screen(adata)
-        draws = posterior.draw(self.program, n_samples, seed)
+        draws = self._draws(n_samples, seed)
         values = results.log_density(self.program, draws, screen, self._shifts(draws, labels, seed), seed)
         return pd.Series(values, index=adata.obs_names, name="log_density")
 
@@ -416,7 +418,7 @@ class SCCVAE:
         """
         self._require_fit()
         return results.penetrance_table(
-            posterior.draw(self.program, n_samples, seed), self.coding.perturbations
+            self._draws(n_samples, seed), self.coding.perturbations
         )
 
     def edges(self, n_samples: int = 500, seed: int = 0) -> pd.DataFrame:
@@ -428,13 +430,13 @@ class SCCVAE:
         ``probability_positive``; one row for each edge that the order of nodes allows.
         """
         self._require_fit()
-        return results.edge_table(posterior.draw(self.program, n_samples, seed), self.nodes)
+        return results.edge_table(self._draws(n_samples, seed), self.nodes)
 
     def to_arviz(self, n_samples: int = 500, seed: int = 0) -> Any:
         """Posterior draws of all globals as ArviZ data with named coordinates."""
         self._require_fit()
         return export.to_arviz(
-            posterior.draw(self.program, n_samples, seed), self.nodes, self.coding, self.features
+            self._draws(n_samples, seed), self.nodes, self.coding, self.features
         )
 
     def render(self, filename: str | Path | None = None) -> Any:
@@ -480,7 +482,7 @@ class SCCVAE:
         """
         description, tensors, history = storage.load(folder)
         model = cls.__new__(cls)
-        model._screen = None
+        model._screen, model._drawn = None, None
         model.history = history
         try:
             model.spec = ModelSpec.read(description["spec"])
@@ -501,6 +503,13 @@ class SCCVAE:
         if self.controls is None:
             raise InputError("The model is not fitted. Call fit() first.")
         return self.controls
+
+    def _draws(self, n: int, seed: int) -> posterior.Draws:
+        """Draw the globals; the last draws are kept, as one question after another asks for the same."""
+        self._require_fit()
+        if self._drawn is None or self._drawn[0] != (n, seed):
+            self._drawn = (n, seed), posterior.draw(self.program, n, seed)
+        return self._drawn[1]
 
     def _controls(self, cells: AnnData | None) -> posterior.Controls:
         known = self._require_fit()

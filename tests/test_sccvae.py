@@ -77,16 +77,12 @@ def test_layers_belong_together(fitted):
         np.testing.assert_allclose(np.quantile(draws, level, 1), found.layers[name], atol=SINGLE_PRECISION)
 
 
-def test_predictions_and_cells_have_the_same_grand_mean(fitted):
-    """The level of control is what all training cells say, each less the effect of its perturbation."""
-    observed = fitted._screen.profiles()
-    found = fitted.predict(list(observed.mean.index), n_samples=400)
-    grand_mean, predicted = (
-        np.average(means, axis=0, weights=observed.n) for means in (observed.mean, found.layers["mean"])
-    )
-    # The effects were averaged over draws twice: when the level was fitted, and now.
-    standard_error = found.layers["sd"].max(0) * np.sqrt(1 / 400 + 1 / results.LEVEL_DRAWS)
-    assert (np.abs(predicted - grand_mean) < 4 * standard_error).all()
+def test_control_mean_is_that_of_the_cells(fitted, screen):
+    """The observed mean of log1p(CP10K) of the control cells, at the library sizes of the screen."""
+    control = screen[screen.obs["perturbation"] == "control"]
+    observed = log1p_cp10k(control.X.toarray(), control.obs["total_umi"].to_numpy()).mean(0)
+    found = fitted.predict("G0001", n_samples=2).var["control_mean"]
+    np.testing.assert_allclose(found, observed, rtol=1e-5)
 
 
 def test_values_that_are_not_counts_keep_their_units(fitted_values, log_screen):
@@ -199,19 +195,21 @@ def test_controls_of_ones_own(fitted, screen):
     assert (found.layers["delta"] != fitted.predict(["G0001"], n_samples=5).layers["delta"]).any()
 
 
-def test_seen_mean_agrees_with_sampled_cells(fitted):
+def test_population_mean_agrees_with_sampled_cells(fitted):
     """Two roads to one mean: the expectation over counts, and cells simulated with all uncertainty."""
-    n = 6000
-    cells = fitted.sample_cells("G0001", n)
-    sampled = log1p_cp10k(cells.X, cells.obs["library"].to_numpy())
-    control = fitted.sample_cells("control", n)
-    baseline = log1p_cp10k(control.X, control.obs["library"].to_numpy())
-    delta = sampled.mean(0) - baseline.mean(0)
-    found = fitted.predict(["G0001"], n_samples=200)
-    # Cells share 200 draws of the globals; prediction has as many of its own.
-    variance = (sampled.var(0) + baseline.var(0)) / n + 2 * found.layers["sd"][0] ** 2 / 200
+    n, n_draws = 4000, 200
+    draws = posterior.draw(fitted.program, n_draws, seed=1)
+    shift = fitted._shifts(draws, ["G0001"], 1)
+    deltas = results.population_deltas(fitted.program, draws, fitted.controls, shift, seed=1)[:, 0]
+    sampled, control = (
+        log1p_cp10k(cells.X, cells.obs["library"].to_numpy())
+        for cells in (fitted.sample_cells(label, n) for label in ("G0001", "control"))
+    )
+    found = sampled.mean(0) - control.mean(0)
+    # Sampled cells share 200 draws of the globals, the expectation has as many of its own.
+    variance = (sampled.var(0) + control.var(0)) / n + 2 * deltas.var(0) / n_draws
     # The tabulated expectation interpolates within 0.005, on both sides of the difference.
-    assert (np.abs(delta - found.layers["delta"][0]) < 4 * np.sqrt(variance) + 0.01).all()
+    assert (np.abs(found - deltas.mean(0)) < 4 * np.sqrt(variance) + 0.01).all()
 
 
 # Sampled cells and counterfactuals
