@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -231,12 +233,13 @@ class SCCVAE:
             If the model is not fitted, or a perturbation has no features; see :meth:`predictable`.
         """
         start = self._controls(controls)
+        _check_numbers(penetrance, n_samples=n_samples)
         labels = self._labels(perturbations)
         draws = self._draws(n_samples, seed)
         shift_slk = penetrance * self._shifts(draws, labels, seed)
         deltas = results.population_deltas(self.program, draws, start, shift_slk, seed)
         n_targets = [len(parse_targets(label, self.coding.schema.control)) for label in labels]
-        self.discrepancy.add_to(deltas, penetrance, np.array(n_targets), seed)
+        self.discrepancy.add_to(deltas, penetrance, labels, np.array(n_targets), seed)
         status = [self._status(label) for label in labels]
         settings = {"penetrance": float(penetrance), "n_samples": n_samples, "seed": seed}
         return results.prediction(deltas, labels, status, self.coding, start.mean_g, settings, return_draws)
@@ -275,6 +278,7 @@ class SCCVAE:
             As in :meth:`predict`.
         """
         start = self._controls(controls)
+        _check_numbers(penetrance, least=1, n=n)
         label = self._labels([perturbation])[0]
         draws = self._draws(min(n, 200), seed)
         shift_sk = penetrance * self._shifts(draws, [label], seed)[:, 0]
@@ -320,6 +324,7 @@ class SCCVAE:
             As in :meth:`predict`, or if the cells do not fit the model.
         """
         self._require_fit()
+        _check_numbers(penetrance, n_samples=n_samples)
         screen = self.coding.screen(cells)
         label = self._labels([perturbation])[0]
         draws = self._draws(n_samples, seed)
@@ -417,9 +422,8 @@ class SCCVAE:
         DataFrame indexed by perturbation; columns ``mean``, ``sd``, ``q05``, ``median``, ``q95``.
         """
         self._require_fit()
-        return results.penetrance_table(
-            self._draws(n_samples, seed), self.coding.perturbations
-        )
+        _check_numbers(n_samples=n_samples)
+        return results.penetrance_table(self._draws(n_samples, seed), self.coding.perturbations)
 
     def edges(self, n_samples: int = 500, seed: int = 0) -> pd.DataFrame:
         """Edges between nodes, the strongest first.
@@ -430,14 +434,13 @@ class SCCVAE:
         ``probability_positive``; one row for each edge that the order of nodes allows.
         """
         self._require_fit()
+        _check_numbers(n_samples=n_samples)
         return results.edge_table(self._draws(n_samples, seed), self.nodes)
 
     def to_arviz(self, n_samples: int = 500, seed: int = 0) -> Any:
         """Posterior draws of all globals as ArviZ data with named coordinates."""
         self._require_fit()
-        return export.to_arviz(
-            self._draws(n_samples, seed), self.nodes, self.coding, self.features
-        )
+        return export.to_arviz(self._draws(n_samples, seed), self.nodes, self.coding, self.features)
 
     def render(self, filename: str | Path | None = None) -> Any:
         """Draw the program as a graph with plates (needs the graphviz program)."""
@@ -491,6 +494,7 @@ class SCCVAE:
             model.priors = model.spec.priors(model.coding.schema.kind)
             model.program = build.empty_program(model.spec, model.priors, Sizes(**description["sizes"]))
             model.program.load_state_dict(_part(tensors, "program."))
+            _check_sizes(model.program.sizes, model.coding)
             model.controls = results.controls_from(_part(tensors, "controls."))
             stored = _part(tensors, "discrepancy.")
             model.discrepancy = Discrepancy(**{name: value.numpy() for name, value in stored.items()})
@@ -561,6 +565,23 @@ class SCCVAE:
         unseen = sorted({target for targets in parsed for target in targets if target not in set(known)})
         rows = np.zeros((len(unseen), 0)) if self.features is None else self.features.rows(unseen)
         return results.label_shifts(self.program, draws, parsed, known, unseen, rows, seed)
+
+
+def _check_sizes(sizes: Sizes, coding: Coding) -> None:
+    found = (len(coding.genes), len(coding.perturbations), coding.n_covariates)
+    expected = (sizes.genes, sizes.perturbations, sizes.covariates)
+    for name, n, m in zip(("genes", "perturbations", "covariates"), expected, found, strict=True):
+        if n != m:
+            raise KeyError(f"the weights are of {n} {name}, the description names {m}")
+
+
+def _check_numbers(penetrance: float = 1.0, least: int = 2, **counts: int) -> None:
+    """Refuse a penetrance that is not a finite number, and counts of draws or cells below the least."""
+    if not (isinstance(penetrance, Real) and math.isfinite(penetrance)):
+        raise InputError(f"penetrance must be a finite number, not {penetrance!r}")
+    for name, value in counts.items():
+        if not (isinstance(value, Integral) and value >= least):
+            raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,12 @@ def parse_targets(label: str | Sequence[str], control: str) -> tuple[str, ...]:
     InputError
         If the label is empty, has an empty part, or names a target twice.
     """
+    if not isinstance(label, str) and not (
+        isinstance(label, Iterable) and all(isinstance(part, str) for part in label)
+    ):
+        raise InputError(
+            f"A perturbation is a label such as 'A' or 'A{SEPARATOR}B', or a list of targets, not {label!r}"
+        )
     joined = label if isinstance(label, str) else SEPARATOR.join(label)
     if joined.strip() == control:
         return ()

@@ -8,6 +8,7 @@ them share, its spread, beyond sampling noise, belongs into the intervals of eve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,9 @@ class Discrepancy(NamedTuple):
     mean_g: np.ndarray
     sd_g: np.ndarray
 
-    def add_to(self, deltas: np.ndarray, penetrance: float, n_targets: np.ndarray, seed: int) -> None:
+    def add_to(
+        self, deltas: np.ndarray, penetrance: float, labels: Sequence[str], n_targets: np.ndarray, seed: int
+    ) -> None:
         """Add its draws to predicted differences, in place; nothing to those of control cells.
 
         Parameters
@@ -38,17 +41,21 @@ class Discrepancy(NamedTuple):
             ``draws x labels x genes``.
         penetrance
             Factor on the discrepancy, as on the shift.
+        labels
+            Names of the labels: the draws of each are its own, whatever else is asked for.
         n_targets
             Targets of each label. The spread is that of a sum of independent parts; the shared
             mean counts once, as it is the same for every perturbed cell.
         seed
             Seed of the draws.
         """
-        rng = np.random.default_rng([seed, 3])
-        mean_lg = np.outer(penetrance * (n_targets > 0), self.mean_g).astype(np.float32)
-        sd_lg = np.outer(penetrance * np.sqrt(n_targets), self.sd_g).astype(np.float32)
-        for delta in deltas:
-            delta += mean_lg + sd_lg * rng.standard_normal(sd_lg.shape, dtype=np.float32)
+        mean_g, sd_g = (part.astype(np.float32) for part in self)
+        for i, (label, n) in enumerate(zip(labels, n_targets, strict=True)):
+            own = np.random.default_rng([seed, *label.encode()]).standard_normal(
+                deltas[:, i].shape, np.float32
+            )
+            centred = own - own.mean(axis=0)  # so that the spread does not move the mean
+            deltas[:, i] += penetrance * ((n > 0) * mean_g + np.sqrt(n) * sd_g * centred)
 
 
 def fit_discrepancy(
@@ -91,5 +98,6 @@ def fit_discrepancy(
         left[labels] = mean[labels] - controls.mean_g - deltas.mean(axis=0)
         known[labels] = noise[labels] + deltas.var(axis=0)
     mean_g = left.mean(axis=0)
-    variance_g = (np.square(left - mean_g) - known).mean(axis=0)
+    # Deviations from an estimated mean are too small by one degree of freedom.
+    variance_g = np.square(left - mean_g).sum(axis=0) / max(len(left) - 1, 1) - known.mean(axis=0)
     return Discrepancy(mean_g, np.sqrt(np.maximum(variance_g, 0.0)))

@@ -23,6 +23,7 @@ DIMENSIONS = {
     "direction": ["perturbation", "node"],
     "direction_scale": ["node"],
     "direction_relevance": ["feature"],
+    "direction_signal": ["node"],
     "direction_weights": ["node", "feature_or_constant"],
     "inverse_dispersion": ["gene"],
     "residual_sd": ["gene"],

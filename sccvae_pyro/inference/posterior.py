@@ -44,6 +44,8 @@ class Draws:
         Value of every global site, each with a leading dimension of draws, as the guide drew it.
     B
         ``draws x nodes x nodes``.
+    strength_p
+        ``draws x perturbations``, of the seen perturbations.
     shift_pk
         ``draws x perturbations x nodes``, of the seen perturbations at penetrance 1.
     gene_level
@@ -52,6 +54,7 @@ class Draws:
 
     values: dict[str, Tensor]
     B: Tensor
+    strength_p: Tensor
     shift_pk: Tensor
     gene_level: Tensor
 
@@ -98,19 +101,21 @@ def draw(program: Program, n_draws: int, seed: int) -> Draws:
     return Draws(values, *(torch.cat(tensors) for tensors in zip(*map(_causes, parts), strict=True)))
 
 
-def _causes(draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-    return draws.B, draws.shift_pk, draws.gene_level
+def _causes(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return draws.B, draws.strength_p, draws.shift_pk, draws.gene_level
 
 
 def _draw_at_once(program: Program, n_draws: int) -> Draws:
     with pyro.plate("draws", n_draws, dim=-2):
         values = program.guide_globals()
         B, shift_pk = program.causes_given(values, program.features)
+        strength_p = program.strength_given(values)
         gene_level = program.gene_level_given(values)
     K = program.sizes.nodes
     return Draws(
         values,
         scm.drop_cells_dim(B).expand(n_draws, K, K),
+        strength_p.expand(n_draws, strength_p.shape[-1]),
         shift_pk.expand(n_draws, *shift_pk.shape[-2:]),
         gene_level.reshape(-1, gene_level.shape[-1]).expand(n_draws, -1),
     )
@@ -139,8 +144,10 @@ def unseen_shifts(program: Program, draws: Draws, features: Tensor, seed: int) -
     """
     own = perturbation_sites(program)
     population = {name: value for name, value in draws.values.items() if name not in own}
-    with seeded(seed), pyro.plate("draws", len(draws), dim=-2):
-        _, shift_pk = program.causes_given(population, features)
+    # Not hidden from the plate of draws, as causes_given would: each draw has a strength of its own.
+    given = poutine.condition(data=population)
+    with seeded(seed), pyro.plate("draws", len(draws), dim=-2), given:
+        _, shift_pk = program.causes(features)
     return shift_pk.expand(len(draws), *shift_pk.shape[-2:])
 
 

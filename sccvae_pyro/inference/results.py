@@ -31,6 +31,7 @@ def remember_controls(program: Program, screen: Screen, seed: int) -> Controls:
     return controls_of(program, screen, kept)._replace(mean_g=mean_profile(screen, rows))
 
 
+@torch.no_grad()
 def controls_of(program: Program, screen: Screen, rows: np.ndarray) -> Controls:
     """Encode control cells."""
     batch = screen[rows]
@@ -191,6 +192,7 @@ def counterfactual(
     return result
 
 
+@torch.no_grad()
 def latent(program: Program, draws: Draws, screen: Screen, kind: str, block: int = 2048) -> np.ndarray:
     """Posterior mean of the state (``"u"``) or noise (``"z"``) of cells, ``cells x nodes``."""
     out = np.empty((len(screen), program.sizes.nodes), dtype=np.float32)
@@ -201,7 +203,7 @@ def latent(program: Program, draws: Draws, screen: Screen, kind: str, block: int
             shift_ck = scm.shift_of_cells(draws.shift_pk[s], batch.targets_cm)
             z_ck, _ = posterior.noise_of(state_ck, trust_ck, draws.B[s], shift_ck)
             total += z_ck if kind == "z" else scm.propagate(z_ck + shift_ck, draws.B[s])
-        out[rows] = (total / len(draws)).detach().numpy()
+        out[rows] = (total / len(draws)).numpy()
     return out
 
 
@@ -219,16 +221,8 @@ def log_density(
 
 def penetrance_table(draws: Draws, perturbations: Sequence[str]) -> pd.DataFrame:
     """Summarise the strength of each seen perturbation."""
-    strength = draws.values.get("strength")
-    n = len(perturbations)
-    values = (
-        np.ones((2, n))
-        if strength is None
-        else strength.reshape(-1, n).expand(max(2, len(strength)), n).numpy()
-    )
-    table = pd.DataFrame(
-        posterior.summarise(values, (0.05, 0.5, 0.95)), index=pd.Index(perturbations, name="perturbation")
-    )
+    summary = posterior.summarise(draws.strength_p.numpy(), (0.05, 0.5, 0.95))
+    table = pd.DataFrame(summary, index=pd.Index(perturbations, name="perturbation"))
     return table.rename(columns={"q50": "median"})
 
 

@@ -62,14 +62,16 @@ class SVIModule(L.LightningModule):
         return self.spec.kl_start + (1.0 - self.spec.kl_start) * progress
 
     def on_train_epoch_start(self) -> None:
-        """Seed the epoch by its number: a resumed run draws what an undisturbed one would have drawn."""
-        pyro.set_rng_seed(self.spec.seed + 1000 * (self.current_epoch + 1))
+        """Give the epoch its own order of cells."""
         sampler = self.trainer.train_dataloader.sampler.sampler
         assert isinstance(sampler, EpochShuffle)
         sampler.set_epoch(self.current_epoch)
 
     def training_step(self, batch: Batch) -> Tensor:
         """Loss of one batch."""
+        # Seeded by its number, a step of a resumed run draws what the same step of an undisturbed one draws:
+        # Lightning's loaders take numbers from the global generator in another order when they resume.
+        torch.manual_seed(self.spec.seed + 1000 * (self.global_step + 1))
         loss = self.loss(batch, self.kl_weight())
         self.log(
             "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.library_c)
@@ -175,9 +177,10 @@ def fit(
     module = SVIModule(program, spec, max_epochs * len(loader))
     with _folder(checkpoint_dir) as folder, _quiet():
         history = History()
-        best = ModelCheckpoint(
-            folder, "best", monitor=VALIDATION, save_last=True, enable_version_counter=False
-        )
+        best = ModelCheckpoint(folder, "best", monitor=VALIDATION, enable_version_counter=False)
+        every = ModelCheckpoint(
+            folder, "last", enable_version_counter=False
+        )  # save_last waits for a better one
         trainer = L.Trainer(
             max_epochs=max_epochs,
             accelerator=spec.accelerator,
@@ -191,18 +194,20 @@ def fit(
             callbacks=[
                 history,
                 best,
+                every,
                 PatienceAfterWarmup(VALIDATION, patience=spec.patience, check_finite=True),
                 *([TQDMProgressBar(leave=True)] if progress else []),
             ],
         )
         last = folder / "last.ckpt"
-        trainer.fit(
-            module,
-            loader,
-            eval_loader(screen, validation, 4 * spec.batch_size),
-            ckpt_path=last if resume and last.is_file() else None,
-            weights_only=True,
-        )
+        with torch.random.fork_rng(devices=[]):
+            trainer.fit(
+                module,
+                loader,
+                eval_loader(screen, validation, 4 * spec.batch_size),
+                ckpt_path=last if resume and last.is_file() else None,
+                weights_only=True,
+            )
         _restore(module, Path(best.best_model_path))
     program.eval()
     return history.table()

@@ -132,7 +132,7 @@ class Prior(Member):
 class Empty(nn.Module):
     """The guide factor of a prior without sites."""
 
-    def forward(self, perturbations: pyro.plate) -> None:
+    def forward(self, *context: object) -> None:
         """Sample nothing."""
 
 
