@@ -252,7 +252,9 @@ class SCCVAE:
         controls: AnnData | None = None,
         seed: int = 0,
     ) -> AnnData:
-        """Simulate cells of a perturbation, with all uncertainty in them.
+        """Simulate cells of a perturbation, each from its own draw of the program.
+
+        What the program leaves unexplained of a population mean, which :meth:`predict` adds, is not in them.
 
         Parameters
         ----------
@@ -525,11 +527,13 @@ class SCCVAE:
         return results.controls_of(self.program, screen, np.arange(len(screen)))
 
     def _fit_discrepancy(self, screen: Screen, controls: posterior.Controls, seed: int) -> Discrepancy:
-        observed = screen.profiles().without(self.coding.schema.control)
+        control = self.coding.schema.control
+        observed = screen.profiles().without(control).of_at_least(2)
+        n_targets = np.array([len(parse_targets(label, control)) for label in observed.n.index])
         draws = posterior.draw(self.program, results.DISCREPANCY_DRAWS, seed)
         shift_slk = self._shifts(draws, list(observed.n.index), seed)
         return fit_discrepancy(
-            self.program, draws, controls, shift_slk, observed, results.DISCREPANCY_CELLS, seed
+            self.program, draws, controls, shift_slk, observed, n_targets, results.DISCREPANCY_CELLS, seed
         )
 
     def _labels(self, perturbations: Sequence[Perturbation] | str) -> list[str]:

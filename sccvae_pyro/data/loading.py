@@ -325,6 +325,10 @@ class Profiles(NamedTuple):
         """All but one label; the same where the label is not among them."""
         return Profiles(*(table.drop(index=label, errors="ignore") for table in self))
 
+    def of_at_least(self, n: int) -> Profiles:
+        """Only the labels with at least so many cells."""
+        return Profiles(*(table[self.n >= n] for table in self))
+
 
 def profiles(adata: AnnData) -> Profiles:
     """Mean and variance of log expression of each perturbation, streamed over blocks of cells.

@@ -64,6 +64,7 @@ def fit_discrepancy(
     controls: Controls,
     shift_slk: Tensor,
     observed: Profiles,
+    n_targets: np.ndarray,
     cells_per_draw: int,
     seed: int,
 ) -> Discrepancy:
@@ -76,7 +77,9 @@ def fit_discrepancy(
     shift_slk
         ``draws x labels x nodes``, of the labels of ``observed``.
     observed
-        Training means of perturbed cells.
+        Training means of perturbed cells, of at least two cells each.
+    n_targets
+        Targets of each label of ``observed``: the discrepancy of a combination is a sum of parts.
     cells_per_draw, seed
         See :func:`~sccvae_pyro.inference.posterior.population_means`.
 
@@ -87,7 +90,7 @@ def fit_discrepancy(
     if not len(observed.n):
         return Discrepancy(*np.zeros((2, program.sizes.genes)))
     mean, noise = observed.mean.to_numpy(), observed.var.to_numpy() / observed.n.to_numpy()[:, None]
-    left, known = np.empty((2, *mean.shape))
+    left, expected = np.empty((2, *mean.shape))
     library = controls.library_c.numpy()
     for start in range(0, len(mean), LABEL_CHUNK):
         labels = slice(start, start + LABEL_CHUNK)
@@ -96,8 +99,10 @@ def fit_discrepancy(
         )
         deltas = np.stack([delta for _, delta in chunk])
         left[labels] = mean[labels] - controls.mean_g - deltas.mean(axis=0)
-        known[labels] = noise[labels] + deltas.var(axis=0)
+        # The program was fitted to these very means: of their noise it has taken up its posterior variance.
+        expected[labels] = np.maximum(noise[labels] - deltas.var(axis=0, ddof=1), 0.0)
     mean_g = left.mean(axis=0)
     # Deviations from an estimated mean are too small by one degree of freedom.
-    variance_g = np.square(left - mean_g).sum(axis=0) / max(len(left) - 1, 1) - known.mean(axis=0)
+    total_g = np.square(left - mean_g).sum(axis=0) * len(left) / max(len(left) - 1, 1)
+    variance_g = (total_g - expected.sum(axis=0)) / n_targets.sum()
     return Discrepancy(mean_g, np.sqrt(np.maximum(variance_g, 0.0)))

@@ -142,7 +142,8 @@ def unseen_shifts(program: Program, draws: Draws, features: Tensor, seed: int) -
     -------
     Tensor, ``draws x unseen x nodes``.
     """
-    own = perturbation_sites(program)
+    with seeded(seed):
+        own = perturbation_sites(program)
     population = {name: value for name, value in draws.values.items() if name not in own}
     # Not hidden from the plate of draws, as causes_given would: each draw has a strength of its own.
     given = poutine.condition(data=population)

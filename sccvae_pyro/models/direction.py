@@ -191,8 +191,9 @@ def lower_factor_of_inverse(precision: Tensor) -> Tensor:
 class Simplex(DirectionPrior):
     """The published direction: a softmax over nodes of a neural map of the features.
 
-    Deterministic given the features; the weights of the map are learned by maximum likelihood with
-    a normal prior. Shifts are non-negative and sum to one.
+    Deterministic given the features, with a normal prior on the weights of the map. Shifts are
+    non-negative and sum to the strength: give the penetrance a wide prior, such as
+    ``LogNormal(scale=1.0)``, as the size of an effect is nowhere else.
 
     Parameters
     ----------

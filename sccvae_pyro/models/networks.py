@@ -40,10 +40,11 @@ class Encoder(nn.Module):
         self.body = mlp(len(center) + n_covariates, hidden, 2 * n_nodes)
 
     def forward(self, log_expression_cg: Tensor, covariates_cv: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the mean of the state and the sd of the noise, each ``cells x nodes``."""
+        """Give the mean of the state and the trust in it, between 0 and 1, each ``cells x nodes``."""
         standardised = (log_expression_cg - self.center) / self.scale
         loc, raw = self.body(torch.cat([standardised, covariates_cv], dim=-1)).chunk(2, dim=-1)
-        return loc, raw.sigmoid()
+        # In single precision a sigmoid reaches 1, a noise of no width; that far the gradient is gone too.
+        return loc, raw.clamp(max=12.0).sigmoid()
 
 
 class Decoder(nn.Module):

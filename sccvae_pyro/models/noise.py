@@ -13,7 +13,10 @@ from sccvae_pyro.models.slot import Member, Sizes
 
 
 class NoisePrior(Member, slot="noise"):
-    """Base of the noise priors; the site is ``z``, sampled by the program inside the plate ``cells``."""
+    """Base of the noise priors; the site is ``z``, sampled by the program inside the plate ``cells``.
+
+    The guide proposes the noise as if its prior had mean 0 and variance 1: give a member these moments.
+    """
 
     @abstractmethod
     def distribution(self, sizes: Sizes, like: Tensor) -> dist.TorchDistribution:

@@ -103,6 +103,8 @@ class Program(PyroModule):
         """Generate the expression of a batch of cells, ``cells x genes``."""
         B, shift_pk = self.causes(self.features)
         gene_level = self.priors.likelihood.model(self.sizes, self.baseline)
+        if gene_level.dim() > 1:  # draws x genes: make room for the plate of cells
+            gene_level = gene_level.unsqueeze(-2)
         with self.cells(batch):
             z_ck = pyro.sample("z", self.priors.noise.distribution(self.sizes, batch.library_c))
             u_ck = scm.propagate(z_ck + scm.shift_of_cells(shift_pk, batch.targets_cm), B)
