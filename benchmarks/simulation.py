@@ -53,8 +53,8 @@ def picture(assessment: Assessment) -> Figure:
     """Draw a typical unseen perturbation, its strongest genes, and all methods side by side."""
     label = typical(assessment)
     table = plots.compare(assessment.predictions, assessment.observed, label)
-    figure = Figure(figsize=(12.5, 4.0), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=[1.0, 1.1, 1.1])
+    figure = Figure(figsize=(13.5, 4.0), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=[1.0, 1.15, 1.2])
     plots.predicted_against_observed(table, f"{label}, unseen: all genes", ax=left)
     plots.top_genes(table, title="largest effects", ax=middle)
     title = "Pearson delta, all unseen, against truth"
