@@ -73,17 +73,15 @@ class Sources:
     key: str | None = None
 
     def tables(self, adata: AnnData, seen: Sequence[str]) -> list[pd.DataFrame]:
-        """One table per view: of each source the similarity to the seen perturbations and an embedding.
+        """One table per source: of sets and regulons the similarity to the seen perturbations.
 
         They describe every gene of the source, so that any of them can be asked for, measured or not.
         """
         tables = []
         if self.gmt is not None:
-            embedding = gene_sets(self.gmt)
-            tables += [gene_set_kernel(self.gmt, seen, embedding.index), embedding]
+            tables.append(gene_set_kernel(self.gmt, seen, gene_sets(self.gmt).index))
         if self.regulons is not None:
-            embedding = regulons(self.regulons)
-            tables += [regulon_kernel(self.regulons, seen, embedding.index), embedding]
+            tables.append(regulon_kernel(self.regulons, seen, regulons(self.regulons).index))
         if self.csv is not None:
             tables.append(user_table(_read_features(self.csv), self.csv.stem))
         if self.key is not None:
