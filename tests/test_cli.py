@@ -218,9 +218,7 @@ def set_up(screen):
 def test_sources_are_combined(set_up, sources):
     train, held_out = workflow.prepare(set_up, sources, held_out="G0005, G0011")
     table = train.uns[workflow.FEATURES]
-    assert set(table.columns.str.split(":").str[0]) == {
-        "gene_set_kernel", "gene_sets", "regulon_kernel", "regulons",
-    }  # fmt: skip
+    assert set(table.columns.str.split(":").str[0]) == {"gene_set_kernel", "regulon_kernel"}
     assert {f"G{i:04d}" for i in range(12)} | {"UNMEASURED", "G0051"} == set(table.index)
     assert "gene_set_kernel:G0005" not in table, "columns are seen perturbations"
     assert set(held_out.obs["perturbation"]) == {"control", "G0005", "G0011"}
