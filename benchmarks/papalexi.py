@@ -9,8 +9,8 @@ The folder (or the environment variable SCCVAE_DATA) holds what the project does
     collectri.csv                  regulatory edges, CollecTRI
 
 The steps are those of `sccvae fit` and `sccvae evaluate`. Features are the similarities to the targets of
-training by shared gene sets and by shared regulation. Neither source knows MARCH8, whose cells are left out; a
-target that one of them does not know (ETV7, CMTM6, UBE2L6) takes its mean.
+training by shared gene sets and by shared regulation. Neither source knows MARCH8, whose cells are left
+out; a target that one of them does not know (ETV7, CMTM6, UBE2L6) takes its mean.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from sccvae_pyro.data.loading import Profiles, profiles
 from sccvae_pyro.data.schema import Schema, cell_labels
 from sccvae_pyro.data.simulate import World
 from sccvae_pyro.data.wording import listing
-from sccvae_pyro.errors import InputError
+from sccvae_pyro.errors import InputError, InputWarning
 from sccvae_pyro.evaluate import BASELINES, Scores, Training, predict_baselines, score
 from sccvae_pyro.evaluate.baselines import TRIVIAL
 from sccvae_pyro.files import write_anndata, write_text
@@ -164,8 +165,15 @@ def _baselines(model: SCCVAE, training: Training, labels: Sequence[str]) -> dict
 
 
 def _noiseless(held_out: AnnData, labels: Sequence[str]) -> pd.DataFrame | None:
-    """Compute the true means where the screen was simulated."""
-    return World.from_uns(held_out.uns["truth"]).mean_profiles(labels) if "truth" in held_out.uns else None
+    """Compute the true means where the screen was simulated and still has the labels of its world."""
+    if "truth" not in held_out.uns:
+        return None
+    try:
+        return World.from_uns(held_out.uns["truth"]).mean_profiles(labels)
+    except (KeyError, TypeError) as error:
+        message = f"uns['truth'] does not describe this screen ({error}); scored on held-out cells alone."
+        warnings.warn(message, InputWarning, stacklevel=2)
+        return None
 
 
 def _observed(held_out: Profiles, training: Training, labels: list[str]) -> AnnData:

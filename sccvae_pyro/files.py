@@ -41,7 +41,15 @@ def write_text(text: str, path: str | Path) -> Path:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` make a file or folder beside the path, then put it in its place."""
+    """Let ``write`` make a file or folder beside the path, then put it in its place.
+
+    Raises
+    ------
+    InputError
+        If a folder is in the way; only a zarr store is replaced, and only by another.
+    """
+    if path.is_dir() and not (path.suffix == ".zarr" and _is_zarr(path)):
+        raise InputError(f"{path} is a folder and stays as it is. Name a file that does not exist yet.")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
     _remove(unfinished)
@@ -51,6 +59,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     if path.is_dir():
         shutil.rmtree(path)
     return unfinished.replace(path)
+
+
+def _is_zarr(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (".zgroup", "zarr.json"))
 
 
 def _write_zarr(adata: AnnData) -> Callable[[Path], object]:

@@ -500,7 +500,7 @@ class SCCVAE:
             model.controls = results.controls_from(_part(tensors, "controls."))
             stored = _part(tensors, "discrepancy.")
             model.discrepancy = Discrepancy(**{name: value.numpy() for name, value in stored.items()})
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(f"The parts of the model in {folder} do not fit together: {error}") from None
         model.program.eval()
         return model

@@ -59,6 +59,12 @@ def canonical_label(targets: Sequence[str], control: str) -> str:
 def canonical_labels(labels: pd.Series, control: str) -> pd.Series:
     """Canonical label of each cell, as a categorical: the control label first, then the sorted rest."""
     codes, written = pd.factorize(labels)
+    if (codes < 0).any():
+        missing = [str(cell) for cell in labels.index[codes < 0]]
+        raise InputError(
+            f"Column {labels.name!r} of adata.obs has no label for {listing(missing)}. "
+            "Drop these cells, or run setup_anndata again after labelling them."
+        )
     canonical = np.array(
         [canonical_label(parse_targets(label, control), control) for label in written], dtype=object
     )

@@ -62,7 +62,13 @@ class Covariate:
     def of(cls, key: str, column: pd.Series) -> Covariate:
         """Read the coding off the training cells."""
         if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-            return cls(key, (), float(column.mean()), float(column.std()))
+            center, scale = float(column.mean()), float(column.std())
+            if not scale > 0:
+                raise InputError(
+                    f"Covariate {key!r} has the same value in all training cells. "
+                    "Leave it out of covariate_keys."
+                )
+            return cls(key, (), center, scale)
         return cls(key, tuple(sorted(column.astype(str).unique())))
 
     @property
@@ -79,6 +85,10 @@ class Covariate:
             If it holds a level that training did not see.
         """
         if not self.levels:
+            if not np.isfinite(pd.to_numeric(column, errors="coerce")).all():
+                raise InputError(
+                    f"Column {self.key!r} of adata.obs must hold finite numbers, as in training."
+                )
             return ((column.to_numpy(dtype=np.float32) - self.center) / self.scale)[:, None]
         codes = pd.Index(self.levels).get_indexer(column.astype(str))
         if (codes < 0).any():
@@ -177,6 +187,11 @@ class Coding:
         if schema.kind != self.schema.kind:
             raise InputError(
                 f"The model was trained on {self.schema.kind}, but these values are {schema.kind}."
+            )
+        if (schema.library_key is None) != (self.schema.library_key is None):
+            raise InputError(
+                "Library sizes must come from a column in these cells as in training, or in neither: "
+                f"library_key is {schema.library_key!r} here, {self.schema.library_key!r} in training."
             )
         labels = cell_labels(adata, schema)
         matrix = _with_genes(expression_matrix(adata, schema.layer), adata.var_names, self.genes)

@@ -145,7 +145,15 @@ def _check_screens(train: AnnData, held_out: AnnData) -> None:
         differing = train.var_names.symmetric_difference(held_out.var_names)
         which = listing(differing) if len(differing) else "their order"
         raise InputError(f"train and held_out differ in their genes: {which}. Take both from one AnnData.")
-    controls = Schema.of(train).control, Schema.of(held_out).control
+    schemas = Schema.of(train), Schema.of(held_out)
+    for setting in ("kind", "library_key"):
+        first, second = (getattr(schema, setting) for schema in schemas)
+        if first != second:
+            raise InputError(
+                f"train and held_out were set up with different {setting}: {first!r} and {second!r}. "
+                "Set both up in the same way."
+            )
+    controls = schemas[0].control, schemas[1].control
     if controls[0] != controls[1]:
         raise InputError(
             f"train and held_out name different controls, {controls[0]!r} and {controls[1]!r}. "
