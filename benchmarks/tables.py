@@ -42,9 +42,9 @@ HIGHEST, LOWEST = float("inf"), float("-inf")
 COLUMNS = (
     Column("pearson_delta", "Pearson delta ↑", HIGHEST),
     Column("pearson_systema", "Pearson delta to training mean ↑", HIGHEST),
-    Column("mse", "MSE x 1e-3 ↓", LOWEST, 1e3),
+    Column("mse", "MSE x 1e-3 ↓", LOWEST, 1e3, 1),
     Column("centroid_accuracy", "centroid accuracy ↑", HIGHEST),
-    Column("wmse", "weighted MSE x 1e-3 ↓", LOWEST, 1e3),
+    Column("wmse", "weighted MSE x 1e-3 ↓", LOWEST, 1e3, 0),
     Column("crps", "CRPS x 1e-3 ↓", LOWEST, 1e3, 1),
     Column("coverage_90", "90 % coverage", 0.9),
 )
@@ -63,11 +63,11 @@ def table(name: str) -> str:
 
 
 def _cells(scores: pd.DataFrame, column: Column, methods: list[str], with_interval: bool) -> dict[str, str]:
-    """Cell of each method; what rounds to the best value of a method is bold, a ceiling never is."""
+    """Cell of each method; what rounds to the best value is bold, unless all do. A ceiling never is."""
     stated = scores.xs(column.metric, level="metric")[["mean", "low", "high"]].reindex(methods)
     shown = (column.factor * stated).round(column.digits)
     distance = _distance(shown["mean"].drop("noise ceiling", errors="ignore"), column.best)
-    best = distance.index[distance == distance.min()]
+    best = distance.index[(distance == distance.min()) & (distance.min() < distance.max())]
     return {
         method: _cell(*shown.loc[method], column.digits, with_interval, method in best) for method in methods
     }

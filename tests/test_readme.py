@@ -50,8 +50,8 @@ def test_best_is_bold_whoever_it_is(tables, monkeypatch, tmp_path):
     (tmp_path / "simulation.json").write_text('{"scored_perturbations": 2}')
     monkeypatch.setitem(tables["table"].__globals__, "RESULTS", tmp_path)
     _, _, model, process, ceiling = tables["table"]("simulation").splitlines()
-    assert model == "| SCCVAE | 0.20 | 0.20 | **200.00** | 0.20 | **200.00** | **200.0** | 0.99 |"
-    assert process == "| GP | **0.30** | **0.30** | 300.00 | **0.30** | 300.00 | 300.0 | **0.88** |"
+    assert model == "| SCCVAE | 0.20 | 0.20 | **200.0** | 0.20 | **200** | **200.0** | 0.99 |"
+    assert process == "| GP | **0.30** | **0.30** | 300.0 | **0.30** | 300 | 300.0 | **0.88** |"
     assert "*" not in ceiling
 
 
