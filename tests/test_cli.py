@@ -150,7 +150,7 @@ def test_evaluate_sets_up_cells_that_come_from_elsewhere(home, tmp_path):
     assert set(pd.read_csv(tmp_path / "scores" / "table.csv")["target"]) == {"held-out"}
 
 
-def test_a_run_without_cells_asks_for_them(home, tmp_path):
+def test_a_run_without_cells_asks_for_them(home, screen, tmp_path):
     succeed(
         "fit", home / "screen.h5ad", *COLUMNS, "--hold-out", "0.2", "--max-epochs", 1, "--no-keep-cells",
         "--quiet", "--out", tmp_path,
@@ -158,7 +158,12 @@ def test_a_run_without_cells_asks_for_them(home, tmp_path):
     assert not (tmp_path / "train.h5ad").exists()
     held_out = tmp_path / "held_out.h5ad"
     assert "--train" in refuse("evaluate", tmp_path, held_out)
-    succeed("evaluate", tmp_path, held_out, "--train", home / "run" / "train.h5ad", "--n-samples", 5)
+    other_library = home / "run" / "train.h5ad"
+    assert "library_key" in refuse("evaluate", tmp_path, held_out, "--train", other_library, "--n-samples", 5)
+    train = screen[~screen.obs_names.isin(ad.read_h5ad(held_out).obs_names)].copy()
+    setup_anndata(train, perturbation_key="perturbation", control="control")
+    train.write_h5ad(tmp_path / "cells.h5ad")
+    succeed("evaluate", tmp_path, held_out, "--train", tmp_path / "cells.h5ad", "--n-samples", 5)
     assert (tmp_path / "scores" / "table.csv").exists()
 
 
