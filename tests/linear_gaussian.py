@@ -26,7 +26,7 @@ from sccvae_pyro.models.graph import GraphPrior
 from sccvae_pyro.models.noise import StandardNormal
 from sccvae_pyro.models.penetrance import Fixed
 from sccvae_pyro.models.program import Priors, Program
-from sccvae_pyro.models.slot import Empty, Sizes
+from sccvae_pyro.models.slot import Empty, Perturbations, Sizes
 
 # Stand-ins. Their names begin with an underscore, so that they do not join the catalogue of priors.
 
@@ -72,8 +72,8 @@ class _Plated(nn.Module):
         super().__init__()
         self.factor = factor
 
-    def forward(self, perturbations: pyro.plate, strength_p: Tensor) -> None:
-        with perturbations:
+    def forward(self, perturbations: Perturbations, strength_p: Tensor) -> None:
+        with perturbations.plate:
             self.factor()
 
 

@@ -175,13 +175,18 @@ def test_unseen_perturbations_keep_their_prior_spread(held_out):
     n = 4000
     draws = posterior.draw(held_out.program, n, 0)
     shift = held_out._shifts(draws, ["G0003"], 0)[:, 0].numpy()
-    features = np.append(1.0, held_out.features.rows(["G0003"]))
-    scale, weights = (draws.values[f"direction_{name}"].squeeze(1) for name in ("scale", "weights"))
-    centre = np.einsum("ske,e->sk", weights.numpy(), features)
+    features = torch.as_tensor(held_out.features.rows(["G0003"]), dtype=torch.float32)
+    functions, missed = (part[0].numpy() for part in held_out.program.basis(features))
+    scale, signal, weights = (
+        draws.values[f"direction_{name}"].squeeze(1).numpy()
+        for name in ("scale", "signal", "function_weights")
+    )
+    centre = np.einsum("skb,b->sk", weights, functions)
+    residual = scale**2 * (1 + signal**2 * missed)
     # Mean and mean square of the strength, LogNormal(0, s): exp(s^2 / 2) and exp(2 s^2).
     square = held_out.priors.penetrance.scale**2
     expected = np.exp(square / 2) * centre.mean(0)
-    spread = np.exp(2 * square) * (scale.numpy() ** 2 + centre**2).mean(0)
+    spread = np.exp(2 * square) * (residual + centre**2).mean(0)
     assert (np.abs(shift.mean(0) - expected) < 4 * shift.std(0) / np.sqrt(n)).all()
     assert (np.abs((shift**2).mean(0) - spread) < 4 * (shift**2).std(0) / np.sqrt(n)).all()
 
@@ -662,7 +667,7 @@ def test_loaded_program_can_be_drawn(saved, fitted):
     assert sorted(SCCVAE.load(saved).render().source) == sorted(fitted.render().source)
 
 
-@pytest.mark.parametrize("direction", ["Linear", {"name": "Simplex", "hidden": 4}])
+@pytest.mark.parametrize("direction", ["GaussianProcess", "Linear", {"name": "Simplex", "hidden": 4}])
 def test_arviz_has_named_coordinates(screen, direction):
     model = SCCVAE(screen, n_nodes=3, hidden=(8,), direction=direction).fit(**QUICK)
     found = model.to_arviz(n_samples=12).posterior
@@ -672,12 +677,17 @@ def test_arviz_has_named_coordinates(screen, direction):
     assert list(found["perturbation"].values) == list(model.coding.perturbations)
     assert list(found["gene"].values) == list(model.coding.genes)
     assert list(found["node"].values) == model.nodes
+    if direction == "GaussianProcess":
+        weights = found["direction_function_weights"]
+        assert weights.dims == ("chain", "draw", "node", "function_or_constant")
+        assert weights["function_or_constant"].values[0] == "constant"
     if direction == "Linear":
         assert found["direction"].dims == ("chain", "draw", "perturbation", "node")
         assert found["direction_weights"].dims == ("chain", "draw", "node", "feature_or_constant")
         columns = list(model.features.table.columns)
         assert list(found["feature_or_constant"].values) == ["constant", *columns]
         assert list(found["feature"].values) == columns
+    if direction in ("GaussianProcess", "Linear"):
         assert not [name for name in found.dims if name.endswith(tuple("0123456789"))]
     draws = posterior.draw(model.program, 12, 0)
     np.testing.assert_allclose(found["B"].values[0], draws.B)
@@ -691,7 +701,7 @@ def test_arviz_has_named_coordinates(screen, direction):
 
 @pytest.mark.parametrize("graph", ["Laplace", "Normal", "NoGraph"])
 @pytest.mark.parametrize("penetrance", ["LogNormal", "Fixed"])
-@pytest.mark.parametrize("direction", ["Linear", "Simplex"])
+@pytest.mark.parametrize("direction", ["GaussianProcess", "Linear", "Simplex"])
 def test_every_choice_of_priors_can_be_fitted_and_asked(screen, graph, penetrance, direction, tmp_path):
     model = SCCVAE(screen, n_nodes=3, hidden=(8,), graph=graph, penetrance=penetrance, direction=direction)
     model.fit(max_epochs=1, batch_size=128, progress=False)

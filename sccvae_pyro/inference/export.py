@@ -25,6 +25,7 @@ DIMENSIONS = {
     "direction_relevance": ["feature"],
     "direction_signal": ["node"],
     "direction_weights": ["node", "feature_or_constant"],
+    "direction_function_weights": ["node", "function_or_constant"],
     "inverse_dispersion": ["gene"],
     "residual_sd": ["gene"],
 }
@@ -48,6 +49,7 @@ def to_arviz(draws: Draws, nodes: list[str], coding: Coding, features: FeatureTa
     ArviZ data with a group ``posterior``, one chain.
     """
     columns = [] if features is None else list(features.table.columns)
+    functions = draws.values.get("direction_function_weights", torch.empty(0)).shape[-1]
     coords = {
         "parent": nodes,
         "node": nodes,
@@ -55,6 +57,7 @@ def to_arviz(draws: Draws, nodes: list[str], coding: Coding, features: FeatureTa
         "gene": list(coding.genes),
         "feature": columns,
         "feature_or_constant": ["constant", *columns],
+        "function_or_constant": ["constant", *map(str, range(1, functions))],
     }
     posterior = {name: _event(name, value, len(draws), coords) for name, value in draws.values.items()}
     dims = {name: DIMENSIONS[name] for name in posterior if name in DIMENSIONS}

@@ -108,7 +108,7 @@ def _causes(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _draw_at_once(program: Program, n_draws: int) -> Draws:
     with pyro.plate("draws", n_draws, dim=-2):
         values = program.guide_globals()
-        B, shift_pk = program.causes_given(values, program.features)
+        B, shift_pk = program.causes_given(values, program.seen)
         strength_p = program.strength_given(values)
         gene_level = program.gene_level_given(values)
     K = program.sizes.nodes
@@ -148,13 +148,13 @@ def unseen_shifts(program: Program, draws: Draws, features: Tensor, seed: int) -
     # Not hidden from the plate of draws, as causes_given would: each draw has a strength of its own.
     given = poutine.condition(data=population)
     with seeded(seed), pyro.plate("draws", len(draws), dim=-2), given:
-        _, shift_pk = program.causes(features)
+        _, shift_pk = program.causes(program.describe(features))
     return shift_pk.expand(len(draws), *shift_pk.shape[-2:])
 
 
 def perturbation_sites(program: Program) -> set[str]:
     """Names of the sites that each perturbation has of its own: those inside the plate ``perturbations``."""
-    trace = poutine.trace(program.causes).get_trace(program.features)
+    trace = poutine.trace(program.causes).get_trace(program.seen)
     sites = trace.nodes.items()
     return {
         name

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
+from sccvae_pyro.models.slot import Perturbations
+
 
 class MeanField(nn.Module):
     """Independent normals, mapped to the support of the site.
@@ -64,9 +66,9 @@ class Plated(nn.Module):
         super().__init__()
         self.factor = factor
 
-    def forward(self, perturbations: pyro.plate) -> None:
+    def forward(self, perturbations: Perturbations) -> None:
         """Sample the factor's site inside the plate."""
-        with perturbations:
+        with perturbations.plate:
             self.factor()
 
 
@@ -77,7 +79,7 @@ class Unplated(nn.Module):
         super().__init__()
         self.factor = factor
 
-    def forward(self, perturbations: pyro.plate) -> None:
+    def forward(self, perturbations: Perturbations) -> None:
         """Sample the factor's site."""
         self.factor()
 

@@ -36,7 +36,7 @@ from sccvae_pyro.models.likelihoods import Likelihood
 from sccvae_pyro.models.networks import Decoder, Encoder
 from sccvae_pyro.models.noise import NoisePrior
 from sccvae_pyro.models.penetrance import PenetrancePrior
-from sccvae_pyro.models.slot import Perturbations, Sizes
+from sccvae_pyro.models.slot import Basis, Described, Perturbations, Sizes
 
 
 class Priors(NamedTuple):
@@ -67,6 +67,8 @@ class Program(PyroModule):
     """
 
     features: Tensor
+    functions_pb: Tensor
+    missed_p: Tensor
     baseline: Tensor
 
     def __init__(
@@ -80,7 +82,10 @@ class Program(PyroModule):
     ) -> None:
         super().__init__()
         self.priors, self.sizes = priors, sizes
+        self.basis = priors.direction.basis(features)
         self.register_buffer("features", features)
+        self.register_buffer("functions_pb", self.basis(features).functions_pb)
+        self.register_buffer("missed_p", self.basis(features).missed_p)
         self.register_buffer("baseline", baseline)
         self.encoder, self.decoder = encoder, decoder
         # Where the state of the control cells lies is shared by encoder and decoder: one number a node to
@@ -91,9 +96,18 @@ class Program(PyroModule):
         self.direction_factor = priors.direction.guide(sizes, features)
         self.gene_factor = priors.likelihood.guide(sizes)
 
-    def causes(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def seen(self) -> Described:
+        """The perturbations of training."""
+        return Described(self.features, Basis(self.functions_pb, self.missed_p))
+
+    def describe(self, features: Tensor) -> Described:
+        """Describe perturbations by their features, as the direction prior sees them."""
+        return Described(features, self.basis(features))
+
+    def causes(self, described: Described) -> tuple[Tensor, Tensor]:
         """Sample the causal globals: ``B`` and the shift of each perturbation, ``perturbations x nodes``."""
-        perturbations = Perturbations.of(features)
+        perturbations = Perturbations.of(described)
         B = self.priors.graph.model(self.sizes, perturbations)
         strength_p = self.priors.penetrance.model(self.sizes, perturbations)
         direction_pk = self.priors.direction.model(self.sizes, perturbations)
@@ -101,7 +115,7 @@ class Program(PyroModule):
 
     def model(self, batch: Batch) -> Tensor:
         """Generate the expression of a batch of cells, ``cells x genes``."""
-        B, shift_pk = self.causes(self.features)
+        B, shift_pk = self.causes(self.seen)
         gene_level = self.priors.likelihood.model(self.sizes, self.baseline)
         if gene_level.dim() > 1:  # draws x genes: make room for the plate of cells
             gene_level = gene_level.unsqueeze(-2)
@@ -114,7 +128,7 @@ class Program(PyroModule):
 
     def guide(self, batch: Batch) -> None:
         """Propose globals, then the noise of each cell by abduction."""
-        B, shift_pk = self.causes_given(self.guide_globals(), self.features)
+        B, shift_pk = self.causes_given(self.guide_globals(), self.seen)
         state_ck, trust_ck = self.encode(batch)
         with self.cells(batch):
             abducted_ck = scm.abduct(state_ck, B) - scm.shift_of_cells(shift_pk, batch.targets_cm)
@@ -133,23 +147,23 @@ class Program(PyroModule):
 
     def guide_globals(self) -> dict[str, Tensor]:
         """Propose all globals; give the drawn value of each site."""
-        plate = Perturbations.of(self.features).plate
+        seen = Perturbations.of(self.seen)
         with poutine.trace() as drawn:
-            self.graph_factor(plate)
-            self.penetrance_factor(plate)
-            self.direction_factor(plate, self.strength_given(values_of(drawn.trace)))
+            self.graph_factor(seen)
+            self.penetrance_factor(seen)
+            self.direction_factor(seen, self.strength_given(values_of(drawn.trace)))
             self.gene_factor()
         return values_of(drawn.trace)
 
     def strength_given(self, values: dict[str, Tensor]) -> Tensor:
         """Give the strength of each perturbation that follows from drawn globals, hidden from the trace."""
         with poutine.block(), poutine.condition(data=values):
-            return self.priors.penetrance.model(self.sizes, Perturbations.of(self.features))
+            return self.priors.penetrance.model(self.sizes, Perturbations.of(self.seen))
 
-    def causes_given(self, values: dict[str, Tensor], features: Tensor) -> tuple[Tensor, Tensor]:
+    def causes_given(self, values: dict[str, Tensor], described: Described) -> tuple[Tensor, Tensor]:
         """What follows from drawn globals, computed by the model's own code and hidden from the trace."""
         with poutine.block(), poutine.condition(data=values):
-            return self.causes(features)
+            return self.causes(described)
 
     def gene_level_given(self, values: dict[str, Tensor]) -> Tensor:
         """The likelihood's gene-level variable that follows from drawn globals, ``... x genes``."""

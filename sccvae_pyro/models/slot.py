@@ -102,19 +102,38 @@ class Member(ABC):
         return sorted(Member.registry[cls.slot])
 
 
+class Basis(NamedTuple):
+    """Functions of the features that directions are a linear map of.
+
+    ``functions_pb`` is ``perturbations x functions``, the constant first; ``missed_p`` the prior
+    variance of each perturbation that the functions miss, in units of that of the map.
+    """
+
+    functions_pb: Tensor
+    missed_p: Tensor
+
+
+class Described(NamedTuple):
+    """Perturbations by their features: ``perturbations x features``, standardised, and their basis."""
+
+    features: Tensor
+    basis: Basis
+
+
 class Perturbations(NamedTuple):
     """The perturbations that the program speaks of: the seen ones in training, unseen ones in prediction.
 
-    ``features`` is ``perturbations x features``, standardised; ``plate`` counts each of them once.
+    ``features`` and ``basis`` describe them; ``plate`` counts each of them once.
     """
 
     features: Tensor
+    basis: Basis
     plate: pyro.plate
 
     @classmethod
-    def of(cls, features: Tensor) -> Perturbations:
+    def of(cls, described: Described) -> Perturbations:
         """Make the plate that goes with the features."""
-        return cls(features, pyro.plate("perturbations", features.shape[-2], dim=-1))
+        return cls(*described, pyro.plate("perturbations", described.features.shape[-2], dim=-1))
 
 
 class Prior(Member):
@@ -126,7 +145,7 @@ class Prior(Member):
 
     @abstractmethod
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
-        """Build the guide factor; calling it with the plate of the perturbations samples the same sites."""
+        """Build the guide factor; calling it with the perturbations samples the same sites."""
 
 
 class Empty(nn.Module):

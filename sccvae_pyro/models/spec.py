@@ -52,7 +52,7 @@ class ModelSpec(BaseModel):
     hidden: tuple[int, ...] = (256, 256)
     graph: dict[str, Any] = {"name": "Laplace"}
     penetrance: dict[str, Any] = {"name": "LogNormal"}
-    direction: dict[str, Any] = {"name": "Linear"}
+    direction: dict[str, Any] = {"name": "GaussianProcess"}
     noise: dict[str, Any] = {"name": "StandardNormal"}
     likelihood: dict[str, Any] = {"name": "auto"}
 

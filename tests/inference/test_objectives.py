@@ -113,7 +113,7 @@ PARAMETERS = {
     "trend of the shifts": "direction_factor.trend_ek",
     "error of the shifts": "direction_factor.log_sd_pk",
     "scale of the directions": "direction_factor.scale.loc",
-    "relevance": "direction_factor.relevance.loc",
+    "signal of the directions": "direction_factor.signal.loc",
     "origin": "origin_k",
     "dispersion": "gene_factor.factor.loc",
 }
@@ -180,7 +180,8 @@ def test_abducted_noise(program, cells):
 def test_weight_scales_the_cells_and_nothing_else(program, cells):
     for fn in (program.guide, program.model):
         full, light = (trace_weighted(fn, cells, weight) for weight in (1.0, 0.25))
-        assert {"B", "strength", "direction", "direction_weights", "inverse_dispersion", "z"} < set(full)
+        assert {"B", "strength", "direction", "inverse_dispersion", "z"} < set(full)
+        assert {"direction_scale", "direction_function_weights"} < set(full)
         for name in full:
             torch.testing.assert_close(light[name], full[name] * (0.25 if name == "z" else 1.0))
 

@@ -9,18 +9,21 @@ import torch
 from pyro import poutine
 from scipy import stats
 
-from sccvae_pyro.models.direction import Linear, Simplex
-from sccvae_pyro.models.slot import Perturbations, Sizes
+from sccvae_pyro.models.basis import KernelBasis
+from sccvae_pyro.models.direction import GaussianProcess, Linear, Simplex
+from sccvae_pyro.models.regression import orthogonal_posterior, weights_posterior
+from sccvae_pyro.models.slot import Described, Perturbations, Sizes
 
 P, E, K = 7, 3, 2
 SIZES = Sizes(cells=1, genes=1, nodes=K, perturbations=P, features=E, covariates=0)
-WEIGHTS = "direction_weights"
+WEIGHTS, FUNCTION_WEIGHTS = "direction_weights", "direction_function_weights"
 
 
 def features_of(n=P, seed=0):
     return torch.randn(n, E, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
 
 
+LINEAR = Linear()
 STRENGTH = torch.linspace(0.5, 2.0, P, dtype=torch.double)
 
 
@@ -35,12 +38,17 @@ def factor_of(prior, features):
     return factor
 
 
-def trace_guide(factor, features, strength=STRENGTH, seed=0, **given):
+def described(features, prior):
+    """Perturbations of these features, which are also the seen ones."""
+    return Perturbations.of(Described(features, prior.basis(features)(features)))
+
+
+def trace_guide(factor, features, strength=STRENGTH, seed=0, prior=LINEAR, **given):
     """Trace of a guide factor, at given values."""
     pyro.set_rng_seed(seed)
     with torch.no_grad():
         conditioned = poutine.condition(factor, data=given)
-        return poutine.trace(conditioned).get_trace(Perturbations.of(features).plate, strength)
+        return poutine.trace(conditioned).get_trace(described(features, prior), strength)
 
 
 def values_of(trace):
@@ -51,7 +59,7 @@ def trace_model(prior, features, values):
     """Trace of the model at given values."""
     with torch.no_grad():
         return poutine.trace(poutine.condition(prior.model, data=values)).get_trace(
-            SIZES, Perturbations.of(features)
+            SIZES, described(features, prior)
         )
 
 
@@ -245,6 +253,126 @@ def test_draws_are_conditioned_one_by_one():
         )
         torch.testing.assert_close(direction.mean[s], alone.nodes["direction"]["fn"].mean)
         torch.testing.assert_close(direction.stddev[s], alone.nodes["direction"]["fn"].stddev)
+
+
+# Gaussian process
+
+GP = GaussianProcess(length=1.0, intercept=4.0)
+
+
+def kernel_of(rows, seen, length=1.0):
+    """The rational quadratic kernel, written out."""
+    within, across = (np.square(x[:, None] - seen[None]).sum(-1) for x in (seen, rows))
+    return 1 / (1 + 0.5 * across / (length**2 * np.median(within[within > 0])))
+
+
+def test_functions_of_the_kernel_give_it_back_centred():
+    """Their inner products are the kernel of f less its mean over the seen perturbations."""
+    features = features_of().numpy()
+    functions, missed = KernelBasis(features_of(), 1.0, 100)(features_of())
+    assert (functions[:, 0] == 1).all()
+    centre = np.eye(P) - 1 / P
+    gram = (functions[:, 1:] @ functions[:, 1:].T).numpy()
+    np.testing.assert_allclose(gram, centre @ kernel_of(features, features) @ centre, atol=1e-3)
+    np.testing.assert_allclose(missed, 0, atol=1e-3)
+
+
+def test_functions_are_orthogonal_over_the_seen():
+    for landmarks in (100, 4):
+        functions, _ = KernelBasis(features_of(), 1.0, landmarks)(features_of())
+        gram = functions.T @ functions
+        torch.testing.assert_close(gram, gram.diag().diag(), atol=1e-10, rtol=0)
+
+
+def test_missed_is_the_variance_that_landmarks_leave():
+    """The conditional variance of a process at a new gene given its values at the seen ones."""
+    seen, new = features_of(), features_of(5, seed=4)
+    _, missed = KernelBasis(seen, 1.0, 100)(new)
+    across = kernel_of(new.numpy(), seen.numpy())
+    within = kernel_of(seen.numpy(), seen.numpy()) + 1e-4 * np.eye(P)
+    expected = 1 - np.einsum("np,pq,nq->n", across, np.linalg.inv(within), across)
+    np.testing.assert_allclose(missed, expected, atol=1e-8)
+
+
+def test_weights_of_orthogonal_functions_are_exact_where_all_are_seen_equally():
+    functions, _ = KernelBasis(features_of(), 1.0, 100)(features_of())
+    generator = torch.Generator().manual_seed(2)
+    seen = torch.randn(P, K, generator=generator, dtype=torch.double)
+    variance = torch.tensor([0.3, 1.2], dtype=torch.double).expand(P, K)
+    sd = 0.2 + torch.rand(K, functions.shape[-1], generator=generator, dtype=torch.double)
+    exact = weights_posterior(functions, seen, variance, sd)
+    found = orthogonal_posterior(functions, seen, variance, sd)
+    torch.testing.assert_close(found.mean, exact.mean)
+    torch.testing.assert_close(found.variance, exact.base_dist.variance)
+
+
+def test_an_unseen_gene_is_predicted_as_by_a_process_regression():
+    """Mean and variance against the closed form of the centred process with a constant."""
+    features, new = features_of(), features_of(5, seed=4)
+    factor = factor_of(GP, features)
+    with torch.no_grad():
+        factor.log_sd_pk.fill_(-1.0)
+    ones = torch.ones(P, dtype=torch.double)
+    guide = trace_guide(factor, features, ones, prior=GP)
+    values = values_of(guide)
+    basis = GP.basis(features)
+    functions = basis(new).functions_pb.numpy()
+    seen_functions = basis(features).functions_pb.numpy()
+    trend, own = factor.trend_ek.detach().numpy(), factor.own_pk.detach().numpy()
+    seen = np.column_stack([np.ones(P), features]) @ trend + own
+    found = guide.nodes[FUNCTION_WEIGHTS]["fn"]
+    for k in range(K):
+        residual = float(values["direction_scale"][k]) ** 2
+        width = np.r_[GP.intercept, np.full(P, float(values["direction_signal"][k]))]
+        prior = residual * (seen_functions * width**2) @ seen_functions.T
+        noise = residual * (1 + float(values["direction_signal"][k]) ** 2 * basis(features).missed_p.numpy())
+        total = prior + np.diag(np.full(P, 1 / np.mean(1 / (noise + np.exp(-2.0)))))
+        across = residual * (functions * width**2) @ seen_functions.T
+        mean = across @ np.linalg.solve(total, seen[:, k])
+        within = residual * np.einsum("nb,b->n", functions**2, width**2)
+        variance = within - np.einsum("np,pq,nq->n", across, np.linalg.inv(total), across)
+        np.testing.assert_allclose(functions @ found.mean[k].numpy(), mean, rtol=1e-6)
+        np.testing.assert_allclose(functions**2 @ found.variance[k].numpy(), variance, rtol=1e-6)
+
+
+def test_a_gene_unlike_all_seen_ones_is_uncertain():
+    """All that the process could have said about it joins its residual."""
+    features = features_of()
+    values = values_of(trace_guide(factor_of(GP, features), features, prior=GP))
+    population = {name: value for name, value in values.items() if name != "direction"}
+    far = Described(features[:1] + 1e6, GP.basis(features)(features[:1] + 1e6))
+    with torch.no_grad():
+        trace = poutine.trace(poutine.condition(GP.model, data=population)).get_trace(
+            SIZES, Perturbations.of(far)
+        )
+    sd = trace.nodes["direction"]["fn"].base_dist.scale[0]
+    torch.testing.assert_close(sd, values["direction_scale"] * (1 + values["direction_signal"] ** 2).sqrt())
+
+
+def test_features_that_do_not_differ_leave_the_shared_effect():
+    features = torch.ones(P, E, dtype=torch.double)
+    functions, _ = GP.basis(features)(features)
+    torch.testing.assert_close(functions[:, 1:], torch.zeros(P, P).double(), atol=1e-8, rtol=0)
+
+
+def test_draws_of_a_process_are_conditioned_one_by_one():
+    features = features_of()
+    factor = factor_of(GP, features)
+    strength = torch.rand(4, P, generator=torch.Generator().manual_seed(2), dtype=torch.double) + 0.5
+    with pyro.plate("draws", 4, dim=-2):
+        together = trace_guide(factor, features, strength, prior=GP)
+    for s in range(4):
+        own = {
+            name: value[s].reshape(value.shape[2:] if value.shape[1] == 1 else value.shape[1:])
+            for name, value in values_of(together).items()
+        }
+        alone = trace_guide(factor, features, strength[s], prior=GP, **own)
+        found, expected = together.nodes[FUNCTION_WEIGHTS]["fn"], alone.nodes[FUNCTION_WEIGHTS]["fn"]
+        torch.testing.assert_close(found.mean[s, 0], expected.mean)
+        torch.testing.assert_close(found.stddev[s, 0], expected.stddev)
+        found, expected = together.nodes["direction"]["fn"], alone.nodes["direction"]["fn"]
+        torch.testing.assert_close(found.mean[s], expected.mean)
+        torch.testing.assert_close(found.stddev[s], expected.stddev)
 
 
 # Simplex

@@ -14,7 +14,7 @@ from scipy import stats
 from sccvae_pyro import SCCVAE, InputError, priors
 from sccvae_pyro.models.factors import MeanField, StrictlyUpperTriangular, Unplated
 from sccvae_pyro.models.graph import GraphPrior
-from sccvae_pyro.models.slot import Member, Perturbations, Sizes
+from sccvae_pyro.models.slot import Described, Member, Perturbations, Sizes
 from sccvae_pyro.models.spec import SLOTS
 
 SIZES = Sizes(cells=10, genes=6, nodes=4, perturbations=5, features=3, covariates=0)
@@ -22,11 +22,17 @@ FEATURES = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 CATALOGUE = [(slot, name) for slot, members in Member.registry.items() for name in members]
 
 
+def perturbations_of(prior):
+    """Perturbations of these features, with the basis that a direction prior brings."""
+    direction = prior if isinstance(prior, priors.direction.DirectionPrior) else priors.direction.Linear()
+    return Perturbations.of(Described(FEATURES, direction.basis(FEATURES)(FEATURES)))
+
+
 def trace_prior(prior, **values):
     """Trace of a prior's model, at given values."""
     pyro.set_rng_seed(0)
     given = poutine.condition(prior.model, data=values)
-    trace = poutine.trace(given).get_trace(SIZES, Perturbations.of(FEATURES))
+    trace = poutine.trace(given).get_trace(SIZES, perturbations_of(prior))
     trace.compute_log_prob()
     return trace
 
@@ -161,16 +167,17 @@ def test_one_node_has_no_edges():
         priors.penetrance.LogNormal(),
         priors.penetrance.Fixed(),
         priors.direction.Linear(),
+        priors.direction.GaussianProcess(),
         priors.direction.Simplex(),
     ],
     ids=lambda prior: type(prior).__name__,
 )
 def test_guide_proposes_what_the_model_samples(prior):
     """Same latent sites, same shapes, values where the prior has density."""
-    perturbations = Perturbations.of(FEATURES)
+    perturbations = perturbations_of(prior)
     given = [torch.ones(5)] if isinstance(prior, priors.direction.DirectionPrior) else []
     with torch.no_grad():
-        guide = poutine.trace(prior.guide(SIZES, FEATURES)).get_trace(perturbations.plate, *given)
+        guide = poutine.trace(prior.guide(SIZES, FEATURES)).get_trace(perturbations, *given)
         model = poutine.trace(poutine.replay(prior.model, trace=guide)).get_trace(SIZES, perturbations)
         densities = float(guide.log_prob_sum()), float(model.log_prob_sum())
     assert latent_shapes(guide) == latent_shapes(model)
