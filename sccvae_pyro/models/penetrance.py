@@ -38,7 +38,7 @@ class LogNormal(PenetrancePrior):
     """
 
     loc: float = 0.0
-    scale: float = 0.1
+    scale: float = 0.05
 
     def __post_init__(self) -> None:
         finite(self, loc=self.loc)
