@@ -90,7 +90,10 @@ class Assessment:
         labels = predictable_labels(model, held_out)
         logger.info("Predicting %d held-out perturbations.", len(labels))
         prediction = model.predict(labels, n_samples=n_samples, return_draws=True, seed=seed)
-        cells = {label: model.sample_cells(label, n_cells, seed=seed) for label in labels}
+        with warnings.catch_warnings():
+            # Predict has said of all labels what sampling would say again of each.
+            warnings.simplefilter("ignore", InputWarning)
+            cells = {label: model.sample_cells(label, n_cells, seed=seed) for label in labels}
         training = Training.from_anndata(train)
         baselines = _baselines(model, training, labels)
         logger.info("Scoring against %d held-out cells.", held_out.n_obs)

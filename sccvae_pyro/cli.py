@@ -208,8 +208,10 @@ def fit(
     from sccvae_pyro import workflow
     from sccvae_pyro.data import datasets
     from sccvae_pyro.data.schema import setup_anndata
+    from sccvae_pyro.files import check_folder
     from sccvae_pyro.sccvae import SCCVAE
 
+    check_folder(out)
     adata = datasets.read(data)
     setup_anndata(
         adata, perturbation_key, control, layer, library_key, guide_key, covariate_keys=covariate_key or ()
@@ -261,9 +263,9 @@ def predict(
     from sccvae_pyro.workflow import names
 
     check_anndata_path(out)
-    prediction = SCCVAE.load(run).predict(
-        names(perturbations), penetrance, n_samples=n_samples, return_draws=draws, seed=seed
-    )
+    model = SCCVAE.load(run)
+    asked = names(perturbations, model.coding.labels)
+    prediction = model.predict(asked, penetrance, n_samples=n_samples, return_draws=draws, seed=seed)
     rows = [
         (
             row["name"],
@@ -301,9 +303,10 @@ def evaluate(
     """
     _log(quiet)
     from sccvae_pyro import workflow
+    from sccvae_pyro.files import check_folder
 
+    folder = check_folder(out or run / workflow.SCORES)
     assessment = workflow.assess(run, held_out, train, n_samples, seed)
-    folder = out or run / workflow.SCORES
     assessment.save(folder)
     from sccvae_pyro.report import score_table
     from sccvae_pyro.verdict import deciding_target, judge
@@ -345,11 +348,11 @@ def report(
         sccvae report run --perturbations JAK3,TYK2 --out report.html
     """
     from sccvae_pyro import workflow
-    from sccvae_pyro.files import write_text
+    from sccvae_pyro.files import check_file, write_text
     from sccvae_pyro.report import render
 
-    asked = workflow.names(perturbations) if perturbations else []
-    evidence = workflow.tell(run, scores, asked, n_samples, seed)
+    check_file(out)
+    evidence = workflow.tell(run, scores, perturbations, n_samples, seed)
     path = write_text(render(evidence, title), out)
     _say_verdict(evidence.verdict)
     _say_where("Report", path)
@@ -379,7 +382,9 @@ def demo(
     """
     _log(quiet)
     from sccvae_pyro import workflow
+    from sccvae_pyro.files import check_folder
 
+    check_folder(out)
     size = {
         "n_perturbations": perturbations,
         "cells_per_perturbation": cells,

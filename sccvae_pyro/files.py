@@ -21,12 +21,43 @@ def check_anndata_path(path: str | Path) -> Path:
     Raises
     ------
     InputError
-        If the suffix is neither ``.h5ad`` nor ``.zarr``.
+        If the suffix is neither ``.h5ad`` nor ``.zarr``, or as in :func:`check_file`.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise InputError(f"Cannot tell the format of {path}. Give it the suffix .h5ad or .zarr.")
+    return check_file(path)
+
+
+def check_file(path: Path) -> Path:
+    """Refuse a path that no file can be written to.
+
+    Raises
+    ------
+    InputError
+        If a folder is in the way (only a zarr store is replaced, and only by another), or as in
+        :func:`check_folder`.
+    """
+    if path.is_dir() and not (path.suffix == ".zarr" and _is_zarr(path)):
+        raise InputError(f"{path} is a folder and stays as it is. Name a file that does not exist yet.")
+    check_folder(path.parent)
     return path
+
+
+def check_folder(folder: Path) -> Path:
+    """Refuse a folder that cannot be made or written to; nothing is made.
+
+    Raises
+    ------
+    InputError
+        If a file is in the way, or permission is lacking.
+    """
+    found = next(place for place in (folder, *folder.parents) if place.exists())
+    if not found.is_dir():
+        raise InputError(f"{found} is a file, so nothing can be written into it. Name another folder.")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise InputError(f"There is no permission to write into {found}. Name another folder.")
+    return folder
 
 
 def write_anndata(adata: AnnData, path: str | Path) -> Path:
@@ -46,10 +77,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     Raises
     ------
     InputError
-        If a folder is in the way; only a zarr store is replaced, and only by another.
+        As in :func:`check_file`.
     """
-    if path.is_dir() and not (path.suffix == ".zarr" and _is_zarr(path)):
-        raise InputError(f"{path} is a folder and stays as it is. Name a file that does not exist yet.")
+    check_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
     _remove(unfinished)

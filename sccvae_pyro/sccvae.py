@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from numbers import Integral, Real
@@ -17,10 +18,11 @@ from anndata import AnnData
 from torch import Tensor
 
 from sccvae_pyro import storage
+from sccvae_pyro.data.checks import check_seed
 from sccvae_pyro.data.loading import Coding, Covariate, Screen
 from sccvae_pyro.data.schema import Schema, canonical_label, parse_targets
-from sccvae_pyro.data.wording import listing
-from sccvae_pyro.errors import InputError
+from sccvae_pyro.data.wording import folded, listing, nearest, question
+from sccvae_pyro.errors import InputError, InputWarning
 from sccvae_pyro.inference import export, posterior, results, svi
 from sccvae_pyro.inference.discrepancy import Discrepancy, fit_discrepancy
 from sccvae_pyro.inference.spec import InferenceSpec
@@ -231,6 +233,11 @@ class SCCVAE:
         ------
         InputError
             If the model is not fitted, or a perturbation has no features; see :meth:`predictable`.
+
+        Warns
+        -----
+        InputWarning
+            If the model has no features at all, so that an unseen perturbation is predicted as any other.
         """
         start = self._controls(controls)
         _check_numbers(penetrance, n_samples=n_samples)
@@ -459,7 +466,7 @@ class SCCVAE:
         Raises
         ------
         InputError
-            If the model is not fitted.
+            If the model is not fitted, or the folder cannot be written to.
         """
         controls = self._require_fit()
         description = {
@@ -513,6 +520,7 @@ class SCCVAE:
     def _draws(self, n: int, seed: int) -> posterior.Draws:
         """Draw the globals; the last draws are kept, as one question after another asks for the same."""
         self._require_fit()
+        check_seed(seed)
         if self._drawn is None or self._drawn[0] != (n, seed):
             self._drawn = (n, seed), posterior.draw(self.program, n, seed)
         return self._drawn[1]
@@ -541,8 +549,11 @@ class SCCVAE:
         asked = [perturbations] if isinstance(perturbations, str) else list(perturbations)
         control = self.coding.schema.control
         parsed = [parse_targets(label, control) for label in asked]
-        known = set(self.coding.perturbations)
-        unknown = sorted({target for targets in parsed for target in targets if target not in known})
+        known = self.coding.perturbations
+        unknown = sorted({target for targets in parsed for target in targets}.difference(known))
+        _check_spelling(unknown, [control, *known])
+        if unknown and self.features is None:
+            _warn_of_population(unknown, known)
         table = self.predictable(unknown)
         if not table["predictable"].all():
             refused = table[~table["predictable"]]
@@ -577,6 +588,24 @@ def _check_sizes(sizes: Sizes, coding: Coding) -> None:
     for name, n, m in zip(("genes", "perturbations", "covariates"), expected, found, strict=True):
         if n != m:
             raise KeyError(f"the weights are of {n} {name}, the description names {m}")
+
+
+def _check_spelling(unknown: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse a name that differs only by case or blanks from a known one, as setting up does."""
+    by_folded = {folded(name): name for name in known}
+    for name in unknown:
+        if meant := by_folded.get(folded(name)):
+            raise InputError(f"{name!r} differs only by case or blanks from {meant!r}. Write {meant!r}.")
+
+
+def _warn_of_population(unknown: Sequence[str], known: Sequence[str]) -> None:
+    near = nearest(unknown[0], known, n=1)
+    message = (
+        f"The training screen does not perturb {listing(unknown)}, and the model has no features that tell "
+        "genes apart: the prediction is that of the population of seen perturbations. "
+        f"{question(near)}Give features (feature_key) to predict unseen genes."
+    )
+    warnings.warn(message, InputWarning, stacklevel=4)
 
 
 def _check_numbers(penetrance: float = 1.0, least: int = 2, **counts: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sccvae_pyro.errors import InputError
-from sccvae_pyro.files import write_text, write_whole
+from sccvae_pyro.files import check_folder, write_text, write_whole
 
 FORMAT = 1
 DESCRIPTION, WEIGHTS, HISTORY = "model.json", "weights.pt", "history.csv"
@@ -33,7 +33,13 @@ def save(
         Weights and buffers by name.
     history
         Losses by epoch.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be made or written to.
     """
+    check_folder(folder)
     write_whole(folder / WEIGHTS, lambda path: torch.save(dict(tensors), path))
     write_text(history.to_csv(), folder / HISTORY)
     write_text(json.dumps({"format": FORMAT, **description}, indent=1), folder / DESCRIPTION)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -126,32 +126,49 @@ def prepare(
     if held_out is None:
         train, test = adata, None
     else:
-        split = split_perturbations(adata, _share_or_names(held_out), seed, validation=0.0)
+        split = split_perturbations(adata, _share_or_names(held_out, targets), seed, validation=0.0)
         train, test = split.take(adata, "train"), split.take(adata, "test")
         logger.info("Held out: %s.", listing(split.held_out, limit=12))
     _add_features(train, sources, targets)
     return train, test
 
 
-def names(text: str) -> list[str]:
+def names(text: str, known: Iterable[str] = ()) -> list[str]:
     """Names between commas.
+
+    Parameters
+    ----------
+    text
+        What the user wrote.
+    known
+        Names that there are.
 
     Raises
     ------
     InputError
-        If there is none.
+        If there is none, or a known name would be cut at a comma of its own.
     """
-    found = [name.strip() for name in text.split(",") if name.strip()]
+    found = _between_commas(text)
     if not found:
         raise InputError("The list of names is empty. Separate names by commas, as in STAT1,JAK2.")
+    whole = f",{','.join(found)},"
+    if cut := [name for name in known if "," in name and f",{','.join(_between_commas(name))}," in whole]:
+        raise InputError(
+            f"The name {cut[0]!r} holds a comma, which separates names here. Ask for it in Python, with a "
+            "list of names, or rename it in the screen."
+        )
     return found
 
 
-def _share_or_names(text: str) -> float | list[str]:
+def _between_commas(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _share_or_names(text: str, known: Sequence[str]) -> float | list[str]:
     try:
         return float(text)
     except ValueError:
-        return names(text)
+        return names(text, known)
 
 
 def _targets(adata: AnnData) -> list[str]:
@@ -270,7 +287,7 @@ def _read_like(path: Path, schema: Schema) -> AnnData:
 def tell(
     run: Path,
     scores: Path | None = None,
-    perturbations: Sequence[str] = (),
+    perturbations: str | None = None,
     n_samples: int = 100,
     seed: int = 0,
 ) -> report.Evidence:
@@ -283,14 +300,15 @@ def tell(
     scores
         Folder of its scores; ``None`` takes those within the run, if any.
     perturbations
-        Further perturbations to predict.
+        Further perturbations to predict, separated by commas.
     n_samples, seed
         Posterior draws of each mean, and their seed.
     """
     model = SCCVAE.load(run)
+    asked = names(perturbations, model.coding.labels) if perturbations else []
     folder = scores or run / SCORES
     assessment = Assessment.load(folder) if scores or folder.exists() else None
-    return report.gather(model, datasets.read(run / PROFILES), assessment, perturbations, n_samples, seed)
+    return report.gather(model, datasets.read(run / PROFILES), assessment, asked, n_samples, seed)
 
 
 # The demonstration

@@ -1,5 +1,8 @@
 """The command line, end to end on a tiny screen, and what it says to bad input."""
 
+import json
+import shutil
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -269,6 +272,39 @@ def test_bad_input_is_a_sentence_and_exit_code_2(home, tmp_path):
     assert "n_genes" in refuse("simulate", "--genes", 10, "--perturbations", 12, "--out", tmp_path / "s.h5ad")
     assert run("predict", home / "run").exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_with_a_comma_is_not_cut(home, tmp_path):
+    assert workflow.names("A, B", ["A", "B", "B,A", "XA,B"]) == ["A", "B"]
+    for text in ("A,B", "C, A , B", "C,A,B,D"):
+        with pytest.raises(InputError, match=r"'A, B' holds a comma.*in Python.*rename"):
+            workflow.names(text, ["C", "A, B"])
+    description = json.loads((home / "run" / "model.json").read_text())
+    description["coding"]["labels"].append("G0001,G0002")
+    shutil.copytree(home / "run", tmp_path / "run")
+    (tmp_path / "run" / "model.json").write_text(json.dumps(description))
+    for command in ("predict", "report"):
+        said = refuse(command, tmp_path / "run", "--perturbations", "G0000,G0001,G0002")
+        assert "'G0001,G0002' holds a comma" in said
+
+
+def test_a_place_that_cannot_be_written_to_is_found_out_first(home, tmp_path, monkeypatch):
+    """Before anything is read: none of the inputs exists."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    none, file, folder = tmp_path / "none.h5ad", tmp_path / "file", tmp_path / "folder"
+    for within in (file, file / "deeper"):
+        assert "file is a file" in refuse("fit", none, *COLUMNS, "--out", within)
+        assert "file is a file" in refuse("evaluate", none, none, "--out", within)
+        assert "file is a file" in refuse("demo", "--out", within)
+        asked = ("predict", none, "--perturbations", "A", "--out", within / "p.h5ad")
+        assert "file is a file" in refuse(*asked)
+        assert "file is a file" in refuse("report", none, "--out", within / "r.html")
+        assert "file is a file" in refuse("simulate", "--out", within / "s.h5ad")
+    assert "folder is a folder" in refuse("report", none, "--out", folder)
+    monkeypatch.setattr(files.os, "access", lambda *_: False)
+    assert "no permission to write into" in refuse("fit", none, *COLUMNS, "--out", folder / "run")
+    assert file.read_text() == "mine" and not list(folder.iterdir())
 
 
 def test_warnings_about_input_are_notes(home, screen, tmp_path):

@@ -16,7 +16,7 @@ import torch
 from screens import small_screen
 
 import sccvae_pyro as sv
-from sccvae_pyro import SCCVAE, InputError
+from sccvae_pyro import SCCVAE, InputError, InputWarning
 from sccvae_pyro.data.counts import log1p_cp10k
 from sccvae_pyro.inference import posterior, results
 from sccvae_pyro.inference.spec import InferenceSpec
@@ -446,6 +446,25 @@ def test_bad_number_of_draws_or_cells(fitted, screen, value):
     refused(lambda: fitted.edges(n_samples=value), "n_samples", repr(value))
 
 
+@pytest.mark.parametrize("seed", [1.5, "a", -1, None])
+def test_bad_seed(fitted, screen, seed):
+    part = screen[:5].copy()
+    for ask in (
+        lambda: fitted.predict(["G0001"], n_samples=2, seed=seed),
+        lambda: fitted.sample_cells("G0001", 5, seed=seed),
+        lambda: fitted.counterfactual(part, "G0001", n_samples=2, seed=seed),
+        lambda: fitted.get_latent(part, seed=seed),
+        lambda: fitted.log_density(part, seed=seed),
+        lambda: fitted.edges(seed=seed),
+    ):
+        refused(ask, f"seed must be a whole number of at least 0, not {seed!r}")
+
+
+@pytest.mark.parametrize("seed", [1.5, "a", -1])
+def test_bad_seed_of_a_fit(screen, seed):
+    refused(lambda: SCCVAE(screen, n_nodes=2, hidden=(4,)).fit(seed=seed), f"seed = {seed!r}")
+
+
 def test_controls_must_be_control_cells(fitted, screen):
     refused(lambda: fitted.predict(["G0001"], controls=screen), "controls=", "control cells only")
 
@@ -478,16 +497,47 @@ def test_screen_without_control_cells(screen):
 # Without features
 
 
-def test_without_features_the_population_is_predicted(screen):
-    """Targets that are not measured, and no table: every unseen perturbation is a draw of the population."""
+@pytest.fixture(scope="module")
+def featureless(screen):
+    """A model without features: the targets are not measured, and there is no table."""
     cells = screen[:, 8:].copy()
     sv.setup_anndata(cells, "perturbation", "control", library_key="total_umi")
-    model = SCCVAE(cells, n_nodes=3, hidden=(8,))
+    return SCCVAE(cells, n_nodes=3, hidden=(8,)).fit(**QUICK)
+
+
+def test_without_features_the_population_is_predicted(featureless):
+    """Every unseen perturbation is a draw of the population."""
+    model = featureless
     assert model.features is None
-    model.fit(**QUICK)
     assert model.predictable(["Anything"])["predictable"].all()
-    one, two = (model.predict([name], n_samples=300).layers["delta"] for name in ("Anything", "Else"))
+    with pytest.warns(InputWarning, match="that of the population"):
+        one, two = (model.predict([name], n_samples=300).layers["delta"] for name in ("Anything", "Else"))
     np.testing.assert_allclose(one, two, atol=SINGLE_PRECISION)
+
+
+def test_without_features_a_typo_is_pointed_out(featureless):
+    near = r"does not perturb 'G00001'.*that of the population.*Did you mean 'G0001'\?"
+    for ask in (
+        lambda: featureless.predict(["G0002", "G00001"], n_samples=2),
+        lambda: featureless.sample_cells("G0002+G00001", 5),
+    ):
+        with pytest.warns(InputWarning, match=near) as caught:
+            ask()
+        assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_without_features_the_seen_are_predicted_silently(featureless):
+    featureless.predict(["G0001", "control", "G0002+G0001"], n_samples=2)
+
+
+@pytest.mark.parametrize("model", ["featureless", "fitted"])
+@pytest.mark.parametrize(
+    ("asked", "known"),
+    [("g0001", "G0001"), ("G 0001", "G0001"), ("Control", "control"), ("G0002+g0001", "G0001")],
+)
+def test_another_spelling_of_a_known_name(model, asked, known, request):
+    model = request.getfixturevalue(model)
+    refused(lambda: model.predict([asked], n_samples=2), "only by case or blanks", f"Write {known!r}")
 
 
 def test_features_of_measured_targets_are_found(screen):
@@ -546,6 +596,13 @@ def test_saving_again_replaces_the_model(fitted, fitted_values, tmp_path):
     fitted.save(tmp_path / "model")
     fitted_values.save(tmp_path / "model")
     assert repr(SCCVAE.load(tmp_path / "model")) == repr(fitted_values)
+
+
+def test_a_file_in_the_way_of_a_model_stays(fitted, tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    for folder in (tmp_path / "notes", tmp_path / "notes" / "model"):
+        refused(lambda folder=folder: fitted.save(folder), "notes is a file", "another folder")
+    assert (tmp_path / "notes").read_text() == "mine"
 
 
 def test_saved_weights_are_plain_tensors(fitted, tmp_path):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from screens import small_screen
+from screens import set_up, small_screen
 
 import sccvae_pyro as sv
 from sccvae_pyro.data.schema import cell_labels
@@ -48,3 +48,50 @@ def test_a_covariate_that_is_constant_in_training_is_named():
     sv.setup_anndata(screen, "perturbation", "control", covariate_keys=["dose"], feature_key="features")
     with pytest.raises(InputError, match="'dose' has the same value"):
         sv.SCCVAE(screen[~lone].copy())
+
+
+def test_values_normalised_after_set_up_are_not_counts():
+    screen = set_up(small_screen())
+    screen.X = np.log1p(screen.X)
+    with pytest.raises(InputError, match=r"have changed since: .* in cell 'cell.*Run setup_anndata again"):
+        sv.SCCVAE(screen)
+
+
+def test_values_scaled_after_set_up_are_not_counts():
+    """Negative values, met first where control cells describe the genes."""
+    screen = small_screen()
+    sv.setup_anndata(screen, "perturbation", "control")
+    screen.X = screen.X.toarray() - 3
+    with pytest.raises(InputError, match=r"-\d in cell 'cell\d+', gene 'G\d+'"):
+        sv.SCCVAE(screen)
+
+
+def test_values_normalised_between_building_and_fitting():
+    screen = set_up(small_screen())
+    model = sv.SCCVAE(screen, n_nodes=2, hidden=(4,))
+    np.log1p(screen.X.data, out=screen.X.data)
+    with pytest.raises(InputError, match="have changed since"):
+        model.fit(max_epochs=1, progress=False)
+
+
+def test_cells_normalised_after_set_up_have_no_answers(fitted, screen):
+    cells = screen[screen.obs["perturbation"] == "control"].copy()
+    cells.X = np.log1p(cells.X)
+    for ask in (
+        lambda: fitted.get_latent(cells),
+        lambda: fitted.counterfactual(cells, "G0001", n_samples=2),
+        lambda: fitted.predict(["G0001"], controls=cells, n_samples=2),
+    ):
+        with pytest.raises(InputError, match="have changed since"):
+            ask()
+
+
+@pytest.mark.parametrize("layout", ["dense", "sparse"])
+def test_backed_cells_may_have_their_genes_in_another_order(fitted, screen, tmp_path, layout):
+    cells = screen[:20, ::-1].copy()
+    if layout == "dense":
+        cells.X = cells.X.toarray()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    backed = sv.datasets.read(tmp_path / "cells.h5ad", backed=True)
+    np.testing.assert_array_equal(fitted.get_latent(backed), fitted.get_latent(screen[:20].copy()))
+    backed.file.close()

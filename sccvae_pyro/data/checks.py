@@ -5,19 +5,30 @@ A message names the column, gene, cell or value at fault and the way out.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from sccvae_pyro.data.labels import SEPARATOR, canonical_labels, label_strings, parse_targets
-from sccvae_pyro.data.wording import listing, nearest, question, suggestion
+from sccvae_pyro.data.wording import folded, listing, nearest, question, suggestion
 from sccvae_pyro.errors import InputError, InputWarning
 
 _USUAL_CONTROLS = ("control", "ctrl", "non-targeting", "NT", "scramble", "unperturbed")
+
+_NOT_GENES = {
+    *("control", "ctrl", "ctl", "nt", "ntc", "nontargeting", "negctrl", "negcontrol", "neg", "scramble"),
+    *("scrambled", "unperturbed", "untreated", "mock", "wt", "wildtype", "safetargeting", "safeharbor"),
+    *("none", "nan", "na", "n/a", "null", "unknown", "unassigned", "negative", "multiplet", "ambiguous"),
+}
+"""Names of controls and of cells without an assigned perturbation, in small letters without signs."""
+
+_OTHER_SEPARATORS = ";,_|/&:"
 
 
 # The object and its names
@@ -57,6 +68,37 @@ def check_column(adata: AnnData, key: str) -> None:
     """Refuse a column that ``obs`` does not have."""
     if key not in adata.obs:
         raise InputError(f"adata.obs has no column {key!r}. {suggestion(key, adata.obs.columns, 'columns')}")
+    n = list(adata.obs.columns).count(key)
+    if n > 1:
+        raise InputError(
+            f"adata.obs has {n} columns named {key!r}. Keep one of them: "
+            "adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]."
+        )
+
+
+# Arguments
+
+
+def check_strings(**settings: object) -> None:
+    """Refuse settings that are not strings."""
+    for name, value in settings.items():
+        if not isinstance(value, str):
+            what = "label of unperturbed cells" if name == "control" else "name"
+            raise InputError(f"{name} must be a string, not {value!r}. Pass one {what}, as adata writes it.")
+
+
+def covariate_names(keys: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of the covariates; refuse what is not a string or several of them."""
+    names = (keys,) if isinstance(keys, str) else tuple(keys) if isinstance(keys, Iterable) else None
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise InputError(f"covariate_keys must be names of columns, not {keys!r}. Pass a list, [] for none.")
+    return names
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that is not a whole number of at least 0."""
+    if not (isinstance(seed, Integral) and seed >= 0):
+        raise InputError(f"seed must be a whole number of at least 0, not {seed!r}.")
 
 
 # Perturbations and guides
@@ -72,6 +114,8 @@ def check_perturbations(adata: AnnData, key: str, control: str) -> pd.Series:
     _check_spelling({control, *_targets(labels, control)}, column)
     _check_control(labels, control, column)
     _warn_lone_cells(labels, column)
+    _warn_not_genes(labels, control, column)
+    _warn_other_separators(labels, control, column)
     return labels
 
 
@@ -101,7 +145,7 @@ def _check_spelling(names: Iterable[str], column: str) -> None:
     """Refuse names that differ only by case or blanks."""
     spellings = defaultdict(list)
     for name in sorted(names, key=lambda name: (len(name), name)):
-        spellings["".join(name.split()).casefold()].append(name)
+        spellings[folded(name)].append(name)
     alike = [same for same in spellings.values() if len(same) > 1]
     if alike:
         pairs = "; ".join(" / ".join(map(repr, same)) for same in alike[:6])
@@ -140,6 +184,49 @@ def _warn_lone_cells(labels: pd.Series, column: str) -> None:
             f"Labels of {column} with a single cell ({len(lone)}): {listing(lone)}. One cell cannot tell an "
             "effect from noise; their intervals will be wide. Drop these cells unless that is meant."
         )
+
+
+def _warn_not_genes(labels: pd.Series, control: str, column: str) -> None:
+    """Warn of perturbations whose name says that there is none: further controls, unassigned cells."""
+    names = [target for target in _targets(labels, control) if _plain(target) in _NOT_GENES]
+    if names:
+        counted = ", ".join(f"{name!r} ({_n_cells(name, labels, control)} cells)" for name in names)
+        warn(
+            f"{column} holds labels that name no gene, beside the control {control!r}: {counted}. They are "
+            f"taken as perturbed genes. Give controls the one label, {column} = {column}.astype(str)"
+            f".replace({{{names[0]!r}: {control!r}}}), and drop cells without an assignment, "
+            f"adata = adata[{column} != {names[0]!r}].copy()."
+        )
+
+
+def _n_cells(target: str, labels: pd.Series, control: str) -> int:
+    counts = labels.value_counts()
+    return sum(int(n) for label, n in counts.items() if target in parse_targets(str(label), control))
+
+
+def _plain(name: str) -> str:
+    """Name without case, dashes and a number behind a dash: ``nontargeting`` for ``Non-Targeting_3``.
+
+    A number behind a letter stays: WT1 is a gene.
+    """
+    return re.sub(r"[-_]\d+$", "", folded(name)).replace("-", "").replace("_", "")
+
+
+def _warn_other_separators(labels: pd.Series, control: str, column: str) -> None:
+    """Warn of targets that are other labels joined by another sign than ``+``."""
+    known = {control, *_targets(labels, control)}
+    for sign in _OTHER_SEPARATORS:
+        joined = [name for name in sorted(known - {control}) if sign in name and _parts(name, sign) <= known]
+        if joined:
+            warn(
+                f"Labels of {column} look like combinations joined by {sign!r} ({len(joined)}): "
+                f"{listing(joined, limit=3)}. They are taken as single genes. Join targets by {SEPARATOR!r}: "
+                f"{column} = {column}.astype(str).str.replace({sign!r}, {SEPARATOR!r}, regex=False)."
+            )
+
+
+def _parts(name: str, sign: str) -> set[str]:
+    return {part.strip() for part in name.split(sign)}
 
 
 def check_guides(adata: AnnData, key: str, labels: pd.Series) -> None:

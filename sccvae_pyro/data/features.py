@@ -25,6 +25,7 @@ from sccvae_pyro.data.checks import check_feature_table
 from sccvae_pyro.data.counts import log1p_cp10k
 from sccvae_pyro.data.matrix import expression_matrix, select_rows
 from sccvae_pyro.data.schema import Schema, cell_labels, library_sizes
+from sccvae_pyro.data.values import check_unchanged
 from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError
 
@@ -56,6 +57,7 @@ def control_pca(adata: AnnData, n_components: int = 50, seed: int = 0) -> pd.Dat
     schema = Schema.of(adata)
     is_control = (cell_labels(adata, schema) == schema.control).to_numpy()
     values = select_rows(expression_matrix(adata, schema.layer), is_control)
+    check_unchanged(values, schema.kind, adata.obs_names[is_control], adata.var_names)
     if schema.kind == "counts":
         values = log1p_cp10k(values, library_sizes(adata, schema)[is_control])
     expressed = np.asarray(values.sum(axis=0)).ravel() > 0

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from sccvae_pyro.data.counts import log1p_cp10k
-from sccvae_pyro.data.matrix import BLOCK_VALUES, expression_matrix
+from sccvae_pyro.data.matrix import BLOCK_VALUES, Columns, expression_matrix
 from sccvae_pyro.data.schema import Schema, cell_labels, library_sizes, parse_targets
+from sccvae_pyro.data.values import check_unchanged
 from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError
 
@@ -261,6 +262,7 @@ class Screen(Dataset[Batch]):
     def log_expression(self, rows: np.ndarray) -> np.ndarray:
         """``log1p(CP10K)`` of the rows (values as they are where they are not counts), ``rows x genes``."""
         values = self.rows(rows)
+        self._check_unchanged(values, rows)
         return (
             values
             if self.coding.schema.kind == "continuous"
@@ -275,10 +277,15 @@ class Screen(Dataset[Batch]):
         )
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Walk the rows in order: their positions and the batch."""
+        """Walk the rows in order: their positions and the batch, its values checked."""
         for start in range(0, len(rows), size):
             chunk = rows[start : start + size]
-            yield chunk, self[chunk]
+            batch = self[chunk]
+            self._check_unchanged(batch.x_cg.numpy(), chunk)
+            yield chunk, batch
+
+    def _check_unchanged(self, values: np.ndarray, rows: np.ndarray) -> None:
+        check_unchanged(values, self.coding.schema.kind, self.labels.index[rows], pd.Index(self.coding.genes))
 
 
 class EpochShuffle(Sampler[int]):
@@ -364,6 +371,7 @@ def profiles(adata: AnnData) -> Profiles:
 
     def log_expression(block: slice) -> Any:
         part = matrix[block]
+        check_unchanged(part, schema.kind, adata.obs_names[block], adata.var_names)
         return log1p_cp10k(part, library[block]) if schema.kind == "counts" else part
 
     return _pseudobulk(labels, adata.var_names.astype(str), log_expression)
@@ -418,5 +426,7 @@ def _with_genes(matrix: Any, found: pd.Index, wanted: Sequence[str]) -> Any:
             "Measure them, or train on the genes in common."
         )
     matrix = _by_rows(matrix)
-    in_place = len(wanted) == len(found) and (position == np.arange(len(found))).all()
-    return matrix if in_place else matrix[:, position]
+    if len(wanted) == len(found) and (position == np.arange(len(found))).all():
+        return matrix
+    in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)
+    return matrix[:, position] if in_memory else Columns(matrix, position)

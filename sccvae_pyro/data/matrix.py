@@ -62,7 +62,12 @@ def _check_storage(matrix: Any, name: str) -> None:
             f"{name} is a {type(matrix).__name__}, which is not supported. Use a NumPy array, a CSR or CSC "
             "matrix, or an AnnData opened with backed='r'."
         )
-    if matrix.dtype.kind not in "biuf":
+    if matrix.dtype.kind == "b":
+        raise InputError(
+            f"{name} holds true and false: which genes were detected, not how many molecules. "
+            "Pass the layer that holds the counts (layer=)."
+        )
+    if matrix.dtype.kind not in "iuf":
         raise InputError(
             f"{name} has dtype {matrix.dtype}, not numbers. Convert it: {name} = {name}.astype('float32')."
         )
@@ -123,6 +128,25 @@ def blocks(matrix: Any, block_values: int = BLOCK_VALUES) -> Iterator[Block]:
         step = max(1, block_values // max(1, n_columns))
         for start in range(0, n_rows, step):
             yield Block(matrix[start : start + step], start, 0)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Chosen columns of a matrix on disk, in any order, read with the rows that are asked for.
+
+    Parameters
+    ----------
+    matrix
+        A backed matrix.
+    chosen
+        Positions of the columns.
+    """
+
+    matrix: Any
+    chosen: np.ndarray
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self.matrix[rows][:, self.chosen]
 
 
 def add_row_sums(block: Block, totals: np.ndarray) -> None:

@@ -165,10 +165,18 @@ def setup_anndata(
     InputWarning
         If the screen can be used, but probably not as the user believes.
     """
+    optional = {
+        "layer": layer,
+        "library_key": library_key,
+        "guide_key": guide_key,
+        "feature_key": feature_key,
+    }
+    chosen = {name: value for name, value in optional.items() if value is not None}
+    checks.check_strings(perturbation_key=perturbation_key, control=control, **chosen)
+    covariates = checks.covariate_names(covariate_keys)
     checks.check_object(adata)
     checks.check_names(adata.var_names, "gene", "var_names")
     checks.check_names(adata.obs_names, "cell", "obs_names")
-    covariates = (covariate_keys,) if isinstance(covariate_keys, str) else tuple(covariate_keys)
     for key in (perturbation_key, library_key, guide_key, *covariates):
         if key is not None:
             checks.check_column(adata, key)

@@ -19,6 +19,7 @@ import torch
 from scipy import sparse, special
 from scipy.linalg import solve_triangular
 
+from sccvae_pyro.data.checks import check_seed
 from sccvae_pyro.data.counts import ExpectedLogCP10K
 
 CONTROL = "control"
@@ -257,8 +258,9 @@ def simulate(
     Raises
     ------
     ValueError
-        If a size is impossible.
+        If a size is impossible, or the seed is not a whole number.
     """
+    check_seed(seed)
     world = World.draw(n_perturbations, n_genes, n_modules, seed=seed)
     rng = np.random.default_rng([seed, 1])
     labels = np.repeat(

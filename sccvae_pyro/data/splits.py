@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from sccvae_pyro.data.checks import check_seed
 from sccvae_pyro.data.labels import SEPARATOR, canonical_label, parse_targets
 from sccvae_pyro.data.schema import Schema, cell_labels
 from sccvae_pyro.data.wording import listing, suggestion
@@ -141,8 +143,9 @@ def split_cells(adata: AnnData, fractions: Mapping[str, float] = FRACTIONS, seed
     seed
         Seed of the draw.
     """
+    _check_shares(fractions)
     labels = cell_labels(adata)
-    part = _stratified(labels, fractions, np.random.default_rng(seed))
+    part = _stratified(labels, fractions, _generator(seed))
     return Split("cells", {name: adata.obs_names[part == name] for name in fractions}, seed)
 
 
@@ -169,14 +172,14 @@ def split_perturbations(
         Share of the control cells that go to the test part, so that differences to control can be scored
         on cells that training has not seen.
     """
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed)
     known = sorted(set().union(*_targets_of_labels(adata).values()))
-    if isinstance(held_out, int | float):
+    if isinstance(held_out, int | float | np.floating):
         chosen = rng.permutation(np.array(known, dtype=object))[
             : _number(held_out, len(known), "targets")
         ].tolist()
     else:
-        chosen = _named(held_out, known, "targets")
+        chosen = _named(_several(held_out, "targets"), known, "targets")
     if len(chosen) == len(known):
         raise InputError(
             f"All {len(known)} targets are held out, which leaves none to learn from. Hold out fewer."
@@ -200,9 +203,9 @@ def perturbation_folds(
     validation, test_controls
         As in :func:`split_perturbations`.
     """
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed)
     known = sorted(set().union(*_targets_of_labels(adata).values()))
-    if not 2 <= n_folds <= len(known):
+    if not (isinstance(n_folds, Integral) and 2 <= n_folds <= len(known)):
         raise InputError(f"n_folds={n_folds} does not suit {len(known)} targets. Pass 2 to {len(known)}.")
     folds = np.array_split(rng.permutation(np.array(known, dtype=object)), n_folds)
     names = [f"perturbations, fold {number} of {n_folds}" for number in range(1, n_folds + 1)]
@@ -234,19 +237,19 @@ def split_combinations(
     validation, test_controls
         As in :func:`split_perturbations`.
     """
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed)
     targets = _targets_of_labels(adata)
     known = [label for label, genes in targets.items() if len(genes) > 1]
     if not known:
         raise InputError(
             f"No cell carries a combination (targets joined by {SEPARATOR!r}). Use split_perturbations."
         )
-    if isinstance(held_out, int | float):
+    if isinstance(held_out, int | float | np.floating):
         wanted = rng.permutation(np.array(known, dtype=object)).tolist()
         chosen = _separable(targets, wanted)[: _number(held_out, len(known), "combinations")]
     else:
         control = Schema.of(adata).control
-        named = [held_out] if isinstance(held_out, str) else held_out
+        named = _several(held_out, "combinations")
         wanted = _named(
             [canonical_label(parse_targets(name, control), control) for name in named], known, "combinations"
         )
@@ -278,8 +281,14 @@ def _number(share: float, total: int, what: str) -> int:
     return max(1, round(share * total))
 
 
-def _named(names: str | Sequence[str], known: Sequence[str], what: str) -> list[str]:
-    wanted = list(dict.fromkeys([names] if isinstance(names, str) else names))
+def _several(names: str | Sequence[str], what: str) -> list[str]:
+    if not isinstance(names, Iterable):
+        raise InputError(f"held_out={names!r} is neither a share of the {what} nor a list of their names.")
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _named(names: Sequence[str], known: Sequence[str], what: str) -> list[str]:
+    wanted = list(dict.fromkeys(names))
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise InputError(
@@ -321,6 +330,20 @@ def _check_separable(
 # Which cells go where
 
 
+def _generator(seed: int) -> np.random.Generator:
+    check_seed(seed)
+    return np.random.default_rng(seed)
+
+
+def _check_shares(shares: Mapping[str, float]) -> None:
+    """Refuse shares of the parts that are not numbers, or none."""
+    if not isinstance(shares, Mapping) or not shares:
+        raise InputError(f"fractions={shares!r} must be a share for each part, such as {dict(FRACTIONS)}.")
+    for part, share in shares.items():
+        if not isinstance(share, Real):
+            raise InputError(f"The share of {part} must be a number, not {share!r}.")
+
+
 def _hold_out(
     name: str,
     adata: AnnData,
@@ -331,6 +354,7 @@ def _hold_out(
     test_controls: float,
 ) -> Split:
     """Put every cell whose label contains a held-out label into the test part, and share out the others."""
+    _check_shares({"validation": validation, "test_controls": test_controls})
     schema = Schema.of(adata)
     labels = cell_labels(adata, schema)
     groups = [frozenset(parse_targets(label, schema.control)) for label in held_out]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 from sccvae_pyro.data.checks import cells, is_number, warn
@@ -54,7 +55,7 @@ def scan_values(adata: AnnData, layer: str | None) -> Scan:
         _check_not_negative(block, adata, layer)
         fractional = _is_fractional(stored)
         if scan.n_fractional == 0 and fractional.any():
-            scan.first_fractional = _describe(block, fractional, adata)
+            scan.first_fractional = _describe(block, fractional, adata.obs_names, adata.var_names)
         scan.n_fractional += int(np.count_nonzero(fractional))
         scan.n_nonzero += int(np.count_nonzero(stored))
         scan.largest = max(scan.largest, float(stored.max()))
@@ -66,7 +67,8 @@ def _check_finite(block: Block, adata: AnnData, layer: str | None) -> None:
     infinite = ~np.isfinite(block.stored)
     if infinite.any():
         raise InputError(
-            f"{matrix_name(layer)} holds values that are not finite: {_describe(block, infinite, adata)}. "
+            f"{matrix_name(layer)} holds values that are not finite: "
+            f"{_describe(block, infinite, adata.obs_names, adata.var_names)}. "
             "Drop that cell or gene, or mend the step that made it."
         )
 
@@ -75,7 +77,8 @@ def _check_not_negative(block: Block, adata: AnnData, layer: str | None) -> None
     stored = block.stored
     if stored.min() < 0:
         raise InputError(
-            f"{matrix_name(layer)} holds negative values: {_describe(block, stored < 0, adata)}. Expression "
+            f"{matrix_name(layer)} holds negative values: "
+            f"{_describe(block, stored < 0, adata.obs_names, adata.var_names)}. Expression "
             "must be counts or log-normalised values: pass the layer that holds them (layer=)."
         )
 
@@ -84,11 +87,42 @@ def _is_fractional(values: np.ndarray) -> np.ndarray:
     return values != np.rint(values) if values.dtype.kind == "f" else np.zeros(values.shape, dtype=bool)
 
 
-def _describe(block: Block, culprits: np.ndarray, adata: AnnData) -> str:
+def _describe(block: Block, culprits: np.ndarray, cells: pd.Index, genes: pd.Index) -> str:
     """Name the first culprit: ``3.5 in cell 'c1', gene 'g7'``."""
     entry = int(np.argmax(culprits))
     row, column = block.position(entry)
-    return f"{block.stored[entry]:g} in cell {adata.obs_names[row]!r}, gene {adata.var_names[column]!r}"
+    return f"{block.stored[entry]:g} in cell {cells[row]!r}, gene {genes[column]!r}"
+
+
+def check_unchanged(values: Any, kind: Kind, cells: pd.Index, genes: pd.Index) -> None:
+    """Refuse values that a screen of this kind cannot have had when it was set up.
+
+    Parameters
+    ----------
+    values
+        Cells x genes, dense or sparse.
+    kind
+        What :func:`sccvae_pyro.setup_anndata` recorded.
+    cells, genes
+        Names of the rows and columns.
+
+    Raises
+    ------
+    InputError
+        If a value is negative, not finite, or not whole where they were counts.
+    """
+    block = Block(values, 0, 0)
+    stored = block.stored
+    wrong = ~(np.isfinite(stored) & (stored >= 0))
+    if kind == "counts":
+        wrong |= _is_fractional(stored)
+    if wrong.any():
+        were = "counts" if kind == "counts" else "log-normalised values"
+        raise InputError(
+            f"The values were {were} when setup_anndata was run and have changed since: "
+            f"{_describe(block, wrong, cells, genes)}. Run setup_anndata again, with layer= naming the layer "
+            f"that holds the {were}."
+        )
 
 
 # Counts or log-normalised values
@@ -146,7 +180,7 @@ def _places_with_counts(adata: AnnData, layer: str | None) -> list[str]:
 
 def _looks_like_counts(matrix: Any) -> bool:
     """Whether the first block holds whole, non-negative values beyond 0 and 1."""
-    if np.dtype(getattr(matrix, "dtype", object)).kind not in "biuf":
+    if np.dtype(getattr(matrix, "dtype", object)).kind not in "iuf":
         return False
     stored = next(blocks(matrix)).stored
     return bool(stored.size and stored.min() >= 0 and stored.max() > 1 and not _is_fractional(stored).any())

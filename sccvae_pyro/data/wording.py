@@ -13,6 +13,11 @@ def listing(names: Iterable[object], limit: int = 6) -> str:
     return shown if len(quoted) <= limit else f"{shown} and {len(quoted) - limit} more"
 
 
+def folded(name: str) -> str:
+    """Spell a name without case and blanks: names that agree in it are taken for one."""
+    return "".join(name.split()).casefold()
+
+
 def nearest(wanted: object, known: Collection[str], n: int = 3) -> list[str]:
     """Known names that resemble the wanted one, whatever their case, best first."""
     by_folded = {name.casefold(): name for name in known}

@@ -17,6 +17,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from sccvae_pyro.data.checks import check_seed
 from sccvae_pyro.data.counts import log1p_cp10k
 from sccvae_pyro.data.labels import canonical_label, parse_targets
 from sccvae_pyro.data.loading import Profiles, profiles
@@ -107,7 +108,8 @@ def score(
     Raises
     ------
     InputError
-        If genes, labels or the control do not match, or nothing can be scored.
+        If genes, labels or the control do not match, a held-out cell is a training cell, a prediction is
+        not one finite row for each perturbation, or nothing can be scored.
 
     Warns
     -----
@@ -115,6 +117,9 @@ def score(
         If held-out perturbations are left out, with the reason.
     """
     methods = {"prediction": predictions} if isinstance(predictions, AnnData) else dict(predictions)
+    check_seed(seed)
+    for name, prediction in methods.items():
+        _check_layout(name, prediction)
     _check_screens(train, held_out)
     control, seen, unseen = Schema.of(train).control, profiles(train), profiles(held_out)
     training = Training.of(seen, control)
@@ -158,6 +163,32 @@ def _check_screens(train: AnnData, held_out: AnnData) -> None:
         raise InputError(
             f"train and held_out name different controls, {controls[0]!r} and {controls[1]!r}. "
             "Set both up with the same control label."
+        )
+    shared = held_out.obs_names.intersection(train.obs_names)
+    if len(shared):
+        raise InputError(
+            f"{len(shared)} of {held_out.n_obs} held-out cells are training cells too: {listing(shared)}. "
+            "Drop them from one of the two, or rename them where they are other cells."
+        )
+
+
+def _check_layout(name: str, prediction: AnnData) -> None:
+    """Refuse a prediction that is not laid out as ``predict`` does."""
+    if not isinstance(prediction, AnnData):
+        raise InputError(
+            f"The prediction {name!r} is a {type(prediction).__name__}. "
+            "Pass an AnnData, perturbations x genes."
+        )
+    for what, names in (("perturbations", prediction.obs_names), ("genes", prediction.var_names)):
+        if names.has_duplicates:
+            twice = listing(names[names.duplicated()].unique())
+            raise InputError(
+                f"The prediction {name!r} has the {what} {twice} more than once. Keep one of each."
+            )
+    if "mean" not in prediction.layers:
+        raise InputError(
+            f"The prediction {name!r} has no layer 'mean'. Put its means of log1p(CP10K) there: "
+            "prediction.layers['mean'] = prediction.X."
         )
 
 
@@ -337,11 +368,25 @@ class _Prediction:
         genes = _positions(name, adata, protocol.genes)
         block = np.ix_(adata.obs_names.get_indexer(pd.Index(protocol.labels)), genes)
         draws = adata.obsm.get("draws")
-        return cls(
+        found = cls(
             mean=np.asarray(adata.layers["mean"], dtype=float)[block],
             sd=np.asarray(adata.layers["sd"], dtype=float)[block] if "sd" in adata.layers else None,
             draws=None if draws is None else np.asarray(draws)[block[0][:, 0]][:, :, genes],
         )
+        found._check_finite(name, protocol)
+        return found
+
+    def _check_finite(self, name: str, protocol: _Protocol) -> None:
+        draws = None if self.draws is None else self.draws.mean(axis=1)
+        for part, values in {"mean": self.mean, "sd": self.sd, "draws": draws}.items():
+            if values is None or np.isfinite(values).all():
+                continue
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            raise InputError(
+                f"The prediction {name!r} holds NaN or infinite values in {part!r}; the first is for "
+                f"perturbation {protocol.labels[row]!r}, gene {protocol.genes[column]!r}. "
+                "Leave out what the method cannot predict."
+            )
 
     @property
     def is_point(self) -> bool:

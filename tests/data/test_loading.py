@@ -144,6 +144,18 @@ def test_backed_batches(tmp_path, layout):
     backed.file.close()
 
 
+@pytest.mark.parametrize("layout", ["dense", "csr", "csc"])
+def test_backed_genes_are_put_in_the_order_of_training(tmp_path, layout):
+    coding, order = Coding.of(cells()), ["g3", "g1", "g4", "g2"]
+    cells(LAYOUTS[layout](COUNTS))[:, order].copy().write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    screen = coding.screen(backed)
+    np.testing.assert_array_equal(screen[np.array([7, 0, 3])].x_cg, COUNTS[[7, 0, 3]])
+    for _, batch in screen.batches(np.arange(10), 10):
+        np.testing.assert_array_equal(batch.x_cg, COUNTS)
+    backed.file.close()
+
+
 @pytest.mark.parametrize("layout", ["dense", "csr"])
 def test_genes_are_put_in_the_order_of_training(layout):
     coding = Coding.of(cells())
@@ -232,3 +244,43 @@ def test_profiles_of_a_screen_are_those_of_its_cells():
     for one, other in zip(screen_of(adata).profiles(), profiles(adata), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
         assert list(one.index) == list(other.index)
+
+
+# Values that changed after setting up
+
+
+CHANGES = {
+    "logarithm": (lambda x: np.log1p(x), "counts when setup_anndata was run"),
+    "negative": (lambda x: x - np.eye(10, 4)[::-1] * 99, "counts when"),
+    "not finite": (lambda x: np.where(np.arange(10)[:, None] == 8, np.nan, x), "nan in cell 'c8', gene 'g1'"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("layout", ["dense", "csr", "csc"])
+def test_values_changed_since_set_up_are_refused(layout, change):
+    alter, message = CHANGES[change]
+    adata = cells(library_key="umi")
+    adata.X = LAYOUTS[layout](alter(COUNTS).astype(np.float32))
+    with pytest.raises(InputError, match=rf"{message}.*[Rr]un setup_anndata again"):
+        profiles(adata)
+    screen = screen_of(adata)
+    for walk in (lambda: list(screen.batches(np.arange(10), 4)), screen.profiles):
+        with pytest.raises(InputError, match=message):
+            walk()
+
+
+def test_the_changed_value_is_located():
+    adata = cells()
+    adata.X[7, 2] = 0.5
+    with pytest.raises(InputError, match=r"0\.5 in cell 'c7', gene 'g3'"):
+        profiles(adata)
+    with pytest.raises(InputError, match=r"0\.5 in cell 'c7', gene 'g3'"):
+        list(screen_of(adata).batches(np.array([1, 7, 3]), 2))
+
+
+def test_log_values_changed_since_set_up_are_refused():
+    adata = cells(np.log1p(COUNTS) + 0.1)
+    adata.X = adata.X - adata.X.mean(0)
+    with pytest.raises(InputError, match="log-normalised values when setup_anndata was run"):
+        profiles(adata)

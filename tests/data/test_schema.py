@@ -253,6 +253,40 @@ def test_missing_perturbation_column():
         setup_anndata(screen(), "Perturbation", "control")
 
 
+@pytest.mark.parametrize("key", ["perturbation", "batch", "guide", "total"])
+def test_duplicated_column(key):
+    adata = screen(total=100.0)
+    adata.obs = pd.concat([adata.obs, adata.obs[[key]]], axis=1)
+    roles = {"batch": "covariate_keys", "guide": "guide_key", "total": "library_key"}
+    chosen = {roles[key]: key} if key in roles else {}
+    refused(adata, f"2 columns named '{key}'", "columns.duplicated()", **chosen)
+
+
+# Arguments of another type
+
+
+@pytest.mark.parametrize("value", [None, 3, ["control"]])
+def test_control_must_be_a_string(value):
+    refused(screen(), f"control must be a string, not {value!r}", "label of unperturbed cells", control=value)
+
+
+@pytest.mark.parametrize("value", [None, 3, ["perturbation"]])
+def test_perturbation_key_must_be_a_string(value):
+    with pytest.raises(InputError, match=re.escape(f"perturbation_key must be a string, not {value!r}")):
+        setup_anndata(screen(), value, "control")
+
+
+@pytest.mark.parametrize("role", ["layer", "library_key", "guide_key", "feature_key"])
+@pytest.mark.parametrize("value", [3, ["batch"]])
+def test_keys_must_be_strings(role, value):
+    refused(screen(), f"{role} must be a string, not {value!r}", **{role: value})
+
+
+@pytest.mark.parametrize("value", [None, 3, [None], [3], [["batch"]]])
+def test_covariates_must_be_strings(value):
+    refused(screen(), f"names of columns, not {value!r}", "[] for none", covariate_keys=value)
+
+
 # Perturbations and guides
 
 
@@ -320,6 +354,38 @@ def test_spelling(labels, pair):
 def test_lone_cells_are_named():
     adata = screen(perturbation=["control", "control", "A", "A", "B", "B", "C", "A+B"])
     warned(adata, "single cell (2)", "'A+B', 'C'", "Drop these cells")
+
+
+@pytest.mark.parametrize(
+    "name", ["None", "ctrl", "NT", "non-targeting", "Non_Targeting_2", "NTC-1", "unassigned", "n/a"]
+)
+def test_labels_that_name_no_gene_are_counted(name):
+    adata = screen(perturbation=["control", "control", name, name, f"A+{name}", f"A+{name}", "A", "A"])
+    warned(adata, "name no gene", f"{name!r} (4 cells)", f".replace({{{name!r}: 'control'}})", "drop")
+
+
+def test_genes_that_resemble_controls_are_genes():
+    labels = ["ctrl", "ctrl", "WT1", "WT1", "NT5E", "NT5E", "NTRK1", "NTRK1"]
+    setup_anndata(screen(perturbation=labels), "perturbation", "ctrl")
+
+
+@pytest.mark.parametrize("sign", [";", ",", "_", "|"])
+def test_combinations_joined_by_another_sign(sign):
+    labels = ["control", "control", "A", "A", "B", "B", f"A{sign}B", f"A{sign}B"]
+    adata = screen(perturbation=labels)
+    warned(adata, f"look like combinations joined by {sign!r} (1): 'A{sign}B'")
+    adata.obs["perturbation"] = adata.obs["perturbation"].astype(str).str.replace(sign, "+", regex=False)
+    setup_anndata(adata, "perturbation", "control")
+    assert cell_labels(adata).cat.categories.tolist() == ["control", "A", "A+B", "B"]
+
+
+def test_a_target_beside_a_control_joined_by_another_sign():
+    warned(screen(perturbation=["control"] * 2 + ["A"] * 3 + ["A_control"] * 3), "'A_control'", "'_', '+'")
+
+
+def test_names_that_hold_a_sign_are_no_combinations():
+    labels = ["control", "control", "A", "A", "NKX2_1", "NKX2_1", "A_C", "A_C"]
+    setup_anndata(screen(perturbation=labels), "perturbation", "control")
 
 
 def test_shared_guide():
@@ -542,6 +608,11 @@ def test_unsupported_storage():
     adata = screen()
     adata.layers["text"] = np.full((8, 5), "x", dtype=object)
     refused(adata, "adata.layers['text'] has dtype object", "astype('float32')", layer="text")
+
+
+@pytest.mark.parametrize("layout_name", ["dense", "csr_matrix"])
+def test_detection_is_not_expression(layout_name):
+    refused(screen(LAYOUTS[layout_name](counts() > 3)), "adata.X holds true and false", "layer=")
 
 
 # Library sizes

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from sccvae_pyro import setup_anndata
+from sccvae_pyro import InputError, setup_anndata
 from sccvae_pyro.data.counts import log1p_cp10k
 from sccvae_pyro.data.simulate import World, simulate
 
@@ -199,3 +199,9 @@ def test_too_many_combinations():
 def test_unknown_label(world):
     with pytest.raises(KeyError, match="'G0099'"):
         world.mean_profiles(["G0099"], 10)
+
+
+@pytest.mark.parametrize("seed", [1.5, "a", -1, None])
+def test_bad_seed(seed):
+    with pytest.raises(InputError, match=f"seed must be a whole number of at least 0, not {seed!r}"):
+        simulate(**SMALL, seed=seed)

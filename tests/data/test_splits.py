@@ -74,6 +74,12 @@ def test_bad_fractions(adata, fractions):
         split_cells(adata, fractions)
 
 
+@pytest.mark.parametrize("fractions", [{}, None, [0.5, 0.5], {"train": "most"}])
+def test_fractions_of_another_kind(adata, fractions):
+    with pytest.raises(InputError, match=r"must be a (share for each part|number, not 'most')"):
+        split_cells(adata, fractions)
+
+
 # Perturbations
 
 
@@ -114,6 +120,7 @@ def test_controls_are_shared_out(adata):
         ([], "held_out is empty"),
         (1.5, "held_out=1.5 is not a share of the targets"),
         (1, "held_out=1 is not a share"),
+        (None, "held_out=None is neither a share of the targets nor a list"),
         (0.99, "All 5 targets are held out"),
         (list("ABCDE"), "All 5 targets are held out"),
     ],
@@ -137,7 +144,16 @@ def test_folds_hold_out_every_target_once(adata):
     assert folds[0].name == "perturbations, fold 1 of 3"
 
 
-@pytest.mark.parametrize("n_folds", [1, 6])
+def test_a_share_may_be_of_any_precision(adata):
+    assert split_perturbations(adata, np.float32(0.4)).held_out == split_perturbations(adata, 0.4).held_out
+
+
+def test_shares_must_be_numbers(adata):
+    with pytest.raises(InputError, match="share of validation must be a number, not 'few'"):
+        split_perturbations(adata, ["B"], validation="few")
+
+
+@pytest.mark.parametrize("n_folds", [1, 6, 2.5])
 def test_bad_number_of_folds(adata, n_folds):
     with pytest.raises(InputError, match=f"n_folds={n_folds} does not suit 5 targets. Pass 2 to 5"):
         perturbation_folds(adata, n_folds)
@@ -184,7 +200,20 @@ def test_unknown_or_absent_combinations(adata):
         split_combinations(singles)
 
 
+@pytest.mark.parametrize(("held_out", "message"), [([], "held_out is empty"), (None, "neither a share")])
+def test_bad_held_out_combinations(adata, held_out, message):
+    with pytest.raises(InputError, match=message):
+        split_combinations(adata, held_out)
+
+
 # Every split
+
+
+@pytest.mark.parametrize("split", [split_cells, split_perturbations, split_combinations, perturbation_folds])
+@pytest.mark.parametrize("seed", [1.5, "a", -1, None])
+def test_bad_seed(adata, split, seed):
+    with pytest.raises(InputError, match=f"seed must be a whole number of at least 0, not {seed!r}"):
+        split(adata, seed=seed)
 
 
 @pytest.mark.parametrize("split", [split_cells, split_perturbations, split_combinations])

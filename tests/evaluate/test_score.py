@@ -321,3 +321,47 @@ def test_bad_inputs_are_named(screen):
         pytest.raises(InputError, match="None of the held-out perturbations"),
     ):
         score(as_prediction(screen.truth.loc[["control"]]), held_out, train)
+
+
+def with_hole(prediction, part, value=np.nan):
+    layer = prediction.obsm[part] if part == "draws" else prediction.layers[part]
+    layer[(1, 0, 3) if part == "draws" else (1, 3)] = value
+    return prediction
+
+
+@pytest.mark.parametrize("part", ["mean", "sd", "draws"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_predictions_must_be_finite(screen, part, value):
+    draws = np.repeat(screen.truth.loc[screen.labels].to_numpy()[:, None], 5, axis=1)
+    broken = with_hole(screen.oracle(sd=0.1, draws=draws), part, value)
+    with pytest.raises(InputError, match=f"'mine'.*in '{part}'.*'{screen.labels[1]}', gene 'G0003'"):
+        score({"mine": broken}, screen.held_out, screen.train)
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_predictions_must_be_laid_out(screen):
+    oracle, held_out, train = screen.oracle(), screen.held_out, screen.train
+    twice = oracle[[*screen.labels, screen.labels[0]]].copy()
+    with pytest.raises(InputError, match=f"'mine' has the perturbations '{screen.labels[0]}' more than once"):
+        score({"mine": twice}, held_out, train)
+    bare = oracle.copy()
+    del bare.layers["mean"]
+    with pytest.raises(InputError, match=r"'prediction' has no layer 'mean'.*prediction.X"):
+        score(bare, held_out, train)
+    with pytest.raises(InputError, match="'mine' is a DataFrame"):
+        score({"mine": screen.truth}, held_out, train)
+
+
+def test_held_out_cells_must_not_be_training_cells(screen):
+    known = list(screen.train.obs_names[:5])
+    leak = anndata.concat([screen.held_out, screen.train[known]])
+    leak.uns[UNS_KEY] = screen.held_out.uns[UNS_KEY]
+    message = f"5 of {leak.n_obs} held-out cells are training cells too: '{known[0]}'"
+    with pytest.raises(InputError, match=message):
+        score(screen.oracle(), leak, screen.train)
+
+
+@pytest.mark.parametrize("seed", [1.5, "a", -1, None])
+def test_bad_seed(screen, seed):
+    with pytest.raises(InputError, match=f"seed must be a whole number of at least 0, not {seed!r}"):
+        score(screen.oracle(), screen.held_out, screen.train, seed=seed)
