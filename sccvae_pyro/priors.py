@@ -4,7 +4,7 @@ Members of different slots may share a name (a normal graph, a normal likelihood
 module: ``priors.graph.Laplace(scale=0.02)``, ``priors.likelihood.Normal()``.
 """
 
-from sccvae_pyro.models import direction, graph, noise, penetrance
+from sccvae_pyro.models import direction, graph, noise, penetrance, responders
 from sccvae_pyro.models import likelihoods as likelihood
 
-__all__ = ["direction", "graph", "likelihood", "noise", "penetrance"]
+__all__ = ["direction", "graph", "likelihood", "noise", "penetrance", "responders"]

@@ -47,7 +47,7 @@ class SCCVAE:
         Latent causal nodes; ``None`` takes the default of :class:`~sccvae_pyro.models.spec.ModelSpec`.
     hidden
         Widths of the hidden layers.
-    graph, penetrance, direction, noise
+    graph, penetrance, direction, responders, noise
         Priors: an object of :mod:`sccvae_pyro.priors`, its name, or a table with name and settings.
     likelihood
         The same; ``"auto"`` takes the negative binomial for counts, the normal for other values.
@@ -71,6 +71,7 @@ class SCCVAE:
         graph: Choice = None,
         penetrance: Choice = None,
         direction: Choice = None,
+        responders: Choice = None,
         noise: Choice = None,
         likelihood: Choice = "auto",
     ) -> None:
@@ -81,6 +82,7 @@ class SCCVAE:
             graph=graph,
             penetrance=penetrance,
             direction=direction,
+            responders=responders,
             noise=noise,
             likelihood=likelihood,
         )
@@ -243,8 +245,8 @@ class SCCVAE:
         _check_numbers(penetrance, n_samples=n_samples)
         labels = self._labels(perturbations)
         draws = self._draws(n_samples, seed)
-        shift_slk = penetrance * self._shifts(draws, labels, seed)
-        deltas = results.population_deltas(self.program, draws, start, shift_slk, seed)
+        push = self._push(draws, labels, seed).at(penetrance)
+        deltas = results.population_deltas(self.program, draws, start, push, seed)
         n_targets = [len(parse_targets(label, self.coding.schema.control)) for label in labels]
         self.discrepancy.add_to(deltas, penetrance, labels, np.array(n_targets), seed)
         status = [self._status(label) for label in labels]
@@ -290,8 +292,8 @@ class SCCVAE:
         _check_numbers(penetrance, least=1, n=n)
         label = self._labels([perturbation])[0]
         draws = self._draws(min(n, 200), seed)
-        shift_sk = penetrance * self._shifts(draws, [label], seed)[:, 0]
-        values, library, _ = posterior.sample_cells(self.program, draws, start, shift_sk, n, seed)
+        push = self._push(draws, [label], seed).at(penetrance)
+        values, library, _ = posterior.sample_cells(self.program, draws, start, push, n, seed)
         return results.sampled_cells(values, library, label, self.coding)
 
     def counterfactual(
@@ -337,8 +339,8 @@ class SCCVAE:
         screen = self.coding.screen(cells)
         label = self._labels([perturbation])[0]
         draws = self._draws(n_samples, seed)
-        new_sk = penetrance * self._shifts(draws, [label], seed)[:, 0]
-        return results.counterfactual(self.program, draws, screen, new_sk, label, cells.obs, seed)
+        new = self._push(draws, [label], seed).at(penetrance)
+        return results.counterfactual(self.program, draws, screen, new, label, cells.obs, seed)
 
     def get_latent(
         self, adata: AnnData, kind: Literal["u", "z"] = "u", n_samples: int = 20, seed: int = 0
@@ -402,7 +404,7 @@ class SCCVAE:
         unseen = sorted(set(found.perturbations) - set(self.coding.perturbations))
         screen = self.coding.with_unseen(unseen).screen(adata)
         draws = self._draws(n_samples, seed)
-        values = results.log_density(self.program, draws, screen, self._shifts(draws, labels, seed), seed)
+        values = results.log_density(self.program, draws, screen, self._push(draws, labels, seed), seed)
         return pd.Series(values, index=adata.obs_names, name="log_density")
 
     def predictable(self, genes: Sequence[str]) -> pd.DataFrame:
@@ -433,6 +435,41 @@ class SCCVAE:
         self._require_fit()
         _check_numbers(n_samples=n_samples)
         return results.penetrance_table(self._draws(n_samples, seed), self.coding.perturbations)
+
+    def responders(self, adata: AnnData, n_samples: int = 50, seed: int = 0) -> pd.DataFrame:
+        """Share of its shift that each cell shows: with ``Beta``, the probability that it responded.
+
+        Parameters
+        ----------
+        adata
+            Cells that have been set up like the training screen.
+        n_samples
+            Posterior draws of the globals.
+        seed
+            Seed.
+
+        Returns
+        -------
+        DataFrame indexed by cell; columns ``perturbation``, ``mean``, ``sd``, ``q05``, ``q95``; control cells
+        are left out.
+
+        Raises
+        ------
+        InputError
+            If the prior gives all cells the whole shift, the model is not fitted, or the cells do not fit it.
+        """
+        self._require_fit()
+        _check_numbers(n_samples=n_samples)
+        if isinstance(self.priors.responders, AllCells):
+            raise InputError(
+                "With responders=AllCells every cell shows the whole shift. Build the model with "
+                "responders=\"Beta\" (some cells escape) or \"Dose\" (by degrees)."
+            )
+        screen = self.coding.screen(adata)
+        table = results.responders(self.program, self._draws(n_samples, seed), screen)
+        table.index = adata.obs_names
+        table.insert(0, "perturbation", screen.labels.to_numpy())
+        return table[~screen.is_control]
 
     def edges(self, n_samples: int = 500, seed: int = 0) -> pd.DataFrame:
         """Edges between nodes, the strongest first.
@@ -539,9 +576,9 @@ class SCCVAE:
         observed = screen.profiles().without(control).of_at_least(2)
         n_targets = np.array([len(parse_targets(label, control)) for label in observed.n.index])
         draws = posterior.draw(self.program, results.DISCREPANCY_DRAWS, seed)
-        shift_slk = self._shifts(draws, list(observed.n.index), seed)
+        push = self._push(draws, list(observed.n.index), seed)
         return fit_discrepancy(
-            self.program, draws, controls, shift_slk, observed, n_targets, results.DISCREPANCY_CELLS, seed
+            self.program, draws, controls, push, observed, n_targets, results.DISCREPANCY_CELLS, seed
         )
 
     def _labels(self, perturbations: Sequence[Perturbation] | str) -> list[str]:
@@ -573,13 +610,13 @@ class SCCVAE:
             return "control"
         return "seen" if label in self.coding.labels else "unseen"
 
-    def _shifts(self, draws: posterior.Draws, labels: Sequence[str], seed: int) -> Tensor:
-        """Shift of each label at penetrance 1, ``draws x labels x nodes``."""
+    def _push(self, draws: posterior.Draws, labels: Sequence[str], seed: int) -> posterior.Push:
+        """What each label does, at penetrance 1."""
         control, known = self.coding.schema.control, self.coding.perturbations
         parsed = [parse_targets(label, control) for label in labels]
         unseen = sorted({target for targets in parsed for target in targets if target not in set(known)})
         rows = np.zeros((len(unseen), 0)) if self.features is None else self.features.rows(unseen)
-        return results.label_shifts(self.program, draws, parsed, known, unseen, rows, seed)
+        return results.label_push(self.program, draws, parsed, known, unseen, rows, seed)
 
 
 def _check_sizes(sizes: Sizes, coding: Coding) -> None:

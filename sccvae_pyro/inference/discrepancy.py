@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from sccvae_pyro.data.loading import Profiles
-from sccvae_pyro.inference.posterior import Controls, Draws, population_means
+from sccvae_pyro.inference.posterior import Controls, Draws, Push, population_means
 from sccvae_pyro.models.program import Program
 
 LABEL_CHUNK = 256
@@ -62,7 +61,7 @@ def fit_discrepancy(
     program: Program,
     draws: Draws,
     controls: Controls,
-    shift_slk: Tensor,
+    push: Push,
     observed: Profiles,
     n_targets: np.ndarray,
     cells_per_draw: int,
@@ -74,8 +73,8 @@ def fit_discrepancy(
     ----------
     program, draws, controls
         Fitted program, draws of its globals, and cells to start from, with the observed control mean.
-    shift_slk
-        ``draws x labels x nodes``, of the labels of ``observed``.
+    push
+        What the labels of ``observed`` do.
     observed
         Training means of perturbed cells, of at least two cells each.
     n_targets
@@ -95,7 +94,7 @@ def fit_discrepancy(
     for start in range(0, len(mean), LABEL_CHUNK):
         labels = slice(start, start + LABEL_CHUNK)
         chunk = population_means(
-            program, draws, controls, shift_slk[:, labels], library, cells_per_draw, seed
+            program, draws, controls, push.of(labels), library, cells_per_draw, seed
         )
         deltas = np.stack([delta for _, delta in chunk])
         left[labels] = mean[labels] - controls.mean_g - deltas.mean(axis=0)

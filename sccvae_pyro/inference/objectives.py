@@ -6,7 +6,7 @@ from typing import Any
 
 import pyro
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -47,7 +47,9 @@ class NegativeELBO(nn.Module):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
-        self.elbo = Trace_ELBO()
+        # Both values of a share that is one or zero are summed over; the plate of cells is the only dimension.
+        enumerated = program.priors.responders.enumerated
+        self.elbo = TraceEnum_ELBO(max_plate_nesting=1) if enumerated else Trace_ELBO()
 
     def forward(self, batch: Batch, kl_weight: float = 1.0) -> Tensor:
         """Estimate the loss from one draw; nats per cell, a scalar."""
@@ -78,6 +80,14 @@ def log_weights(program: Program, batch: Batch) -> Tensor:
     guide = poutine.trace(program.guide).get_trace(batch)
     model = poutine.trace(poutine.replay(program.model, trace=guide)).get_trace(batch)
     for trace in (guide, model):
-        trace.compute_log_prob(site_filter=lambda name, site: name in ("z", "x"))
-    joint = model.nodes["z"]["unscaled_log_prob"] + model.nodes["x"]["unscaled_log_prob"]
-    return joint - guide.nodes["z"]["unscaled_log_prob"]
+        trace.compute_log_prob(site_filter=lambda _, site: _of_cells(site))
+    return _cells_log_prob(model) - _cells_log_prob(guide)
+
+
+def _cells_log_prob(trace: poutine.Trace) -> Tensor:
+    return sum(site["unscaled_log_prob"] for site in trace.nodes.values() if _of_cells(site))
+
+
+def _of_cells(site: dict[str, Any]) -> bool:
+    stack = site.get("cond_indep_stack", ())
+    return site["type"] == "sample" and any(frame.name == "cells" for frame in stack)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -21,6 +21,7 @@ from torch import Tensor
 from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.models import scm
 from sccvae_pyro.models.program import Program
+from sccvae_pyro.models.responders import Evidence
 
 CELL_CHUNK = 4096
 DRAWS_AT_ONCE = 8
@@ -48,6 +49,8 @@ class Draws:
         ``draws x perturbations``, of the seen perturbations.
     shift_pk
         ``draws x perturbations x nodes``, of the seen perturbations at penetrance 1.
+    share_p
+        ``draws x perturbations``, mean share of its shift that a cell shows, of the seen perturbations.
     gene_level
         ``draws x genes``.
     """
@@ -56,10 +59,30 @@ class Draws:
     B: Tensor
     strength_p: Tensor
     shift_pk: Tensor
+    share_p: Tensor
     gene_level: Tensor
 
     def __len__(self) -> int:
         return len(self.shift_pk)
+
+
+class Push(NamedTuple):
+    """What perturbations do to a cell, at penetrance 1, for each draw of the globals.
+
+    ``shift``: ``draws x labels x nodes``, of a full response; ``share``: ``draws x labels``, the mean share of
+    it that cells show.
+    """
+
+    shift: Tensor
+    share: Tensor
+
+    def at(self, penetrance: float) -> Push:
+        """The same at another penetrance."""
+        return self._replace(shift=penetrance * self.shift)
+
+    def of(self, labels: Any) -> Push:
+        """Some of the labels."""
+        return Push(self.shift[:, labels], self.share[:, labels])
 
 
 class Controls(NamedTuple):
@@ -101,14 +124,14 @@ def draw(program: Program, n_draws: int, seed: int) -> Draws:
     return Draws(values, *(torch.cat(tensors) for tensors in zip(*map(_causes, parts), strict=True)))
 
 
-def _causes(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return draws.B, draws.strength_p, draws.shift_pk, draws.gene_level
+def _causes(draws: Draws) -> tuple[Tensor, ...]:
+    return draws.B, draws.strength_p, draws.shift_pk, draws.share_p, draws.gene_level
 
 
 def _draw_at_once(program: Program, n_draws: int) -> Draws:
     with pyro.plate("draws", n_draws, dim=-2):
         values = program.guide_globals()
-        B, shift_pk = program.causes_given(values, program.seen)
+        B, shift_pk, share_p = program.causes_given(values, program.seen)
         strength_p = program.strength_given(values)
         gene_level = program.gene_level_given(values)
     K = program.sizes.nodes
@@ -117,13 +140,14 @@ def _draw_at_once(program: Program, n_draws: int) -> Draws:
         scm.drop_cells_dim(B).expand(n_draws, K, K),
         strength_p.expand(n_draws, strength_p.shape[-1]),
         shift_pk.expand(n_draws, *shift_pk.shape[-2:]),
+        share_p.expand(n_draws, share_p.shape[-1]),
         gene_level.reshape(-1, gene_level.shape[-1]).expand(n_draws, -1),
     )
 
 
 @torch.no_grad()
-def unseen_shifts(program: Program, draws: Draws, features: Tensor, seed: int) -> Tensor:
-    """Draw the shifts of perturbations without cells.
+def unseen_push(program: Program, draws: Draws, features: Tensor, seed: int) -> Push:
+    """Draw shifts and shares of perturbations without cells.
 
     Population-level sites come from the posterior, what each perturbation has of its own from its prior.
 
@@ -136,11 +160,11 @@ def unseen_shifts(program: Program, draws: Draws, features: Tensor, seed: int) -
     features
         ``unseen x features``, standardised.
     seed
-        Seed of residuals and strengths.
+        Seed of residuals, strengths and shares.
 
     Returns
     -------
-    Tensor, ``draws x unseen x nodes``.
+    Push
     """
     with seeded(seed):
         own = perturbation_sites(program)
@@ -148,8 +172,9 @@ def unseen_shifts(program: Program, draws: Draws, features: Tensor, seed: int) -
     # Not hidden from the plate of draws, as causes_given would: each draw has a strength of its own.
     given = poutine.condition(data=population)
     with seeded(seed), pyro.plate("draws", len(draws), dim=-2), given:
-        _, shift_pk = program.causes(program.describe(features))
-    return shift_pk.expand(len(draws), *shift_pk.shape[-2:])
+        _, shift_pk, share_p = program.causes(program.describe(features))
+    n = len(draws)
+    return Push(shift_pk.expand(n, *shift_pk.shape[-2:]), share_p.expand(n, share_p.shape[-1]))
 
 
 def perturbation_sites(program: Program) -> set[str]:
@@ -163,11 +188,14 @@ def perturbation_sites(program: Program) -> set[str]:
     }
 
 
-def noise_of(
-    state_ck: Tensor, trust_ck: Tensor, B: Tensor, shift_ck: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """Mean and sd of the noise of cells by abduction, ``cells x nodes``; see :meth:`Program.guide`."""
-    return trust_ck * (scm.abduct(state_ck, B) - shift_ck), (1.0 - trust_ck).sqrt()
+def noise_of_controls(controls: Controls, rows: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and sd of the noise of control cells by abduction, ``cells x nodes``; see :meth:`Program.guide`."""
+    return evidence_of(controls.state_ck[rows], controls.trust_ck[rows], B, torch.zeros(())).noise(torch.ones(()))
+
+
+def evidence_of(state_ck: Tensor, trust_ck: Tensor, B: Tensor, shift_ck: Tensor) -> Evidence:
+    """What the guide knows of cells; see :meth:`Program.guide`."""
+    return Evidence(scm.abduct(state_ck, B), trust_ck, shift_ck)
 
 
 @torch.no_grad()
@@ -175,7 +203,7 @@ def population_means(
     program: Program,
     draws: Draws,
     controls: Controls,
-    shift_slk: Tensor,
+    push: Push,
     library: np.ndarray,
     cells_per_draw: int,
     seed: int,
@@ -192,8 +220,8 @@ def population_means(
         Fitted program and draws of its globals.
     controls
         Cells to start from.
-    shift_slk
-        ``draws x labels x nodes``.
+    push
+        What each label does; cells that escape are averaged out exactly.
     library
         Library sizes at which profiles are measured.
     cells_per_draw
@@ -211,16 +239,19 @@ def population_means(
     order = torch.randperm(n_cells, generator=generator)
     for s in range(len(draws)):
         rows = order[(s * cells_per_draw + torch.arange(min(cells_per_draw, n_cells))) % n_cells]
-        mean, sd = noise_of(controls.state_ck[rows], controls.trust_ck[rows], draws.B[s], 0.0)
+        mean, sd = noise_of_controls(controls, rows, draws.B[s])
         z_ck = mean + sd * torch.randn(mean.shape, generator=generator)
         covariates = controls.covariates_cv[rows]
         baseline = _mean_profile(program, profile, z_ck, draws.B[s], covariates)
         step = max(1, CELL_CHUNK // len(rows))
+        with seeded(seed + s):
+            response_c1 = program.priors.responders.response(torch.ones(len(rows))).unsqueeze(-1)
         parts = [
-            _mean_profile(program, profile, z_ck + chunk.unsqueeze(-2), draws.B[s], covariates) - baseline
-            for chunk in shift_slk[s].split(step)
+            _mean_profile(program, profile, z_ck + response_c1 * shift_lk.unsqueeze(-2), draws.B[s], covariates)
+            - baseline
+            for shift_lk in push.shift[s].split(step)
         ]
-        yield s, torch.cat(parts).numpy()
+        yield s, (push.share[s].unsqueeze(-1) * torch.cat(parts)).numpy()
 
 
 def _mean_profile(
@@ -233,7 +264,7 @@ def _mean_profile(
 
 @torch.no_grad()
 def sample_cells(
-    program: Program, draws: Draws, controls: Controls, shift_sk: Tensor, n_cells: int, seed: int
+    program: Program, draws: Draws, controls: Controls, push: Push, n_cells: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Simulate cells of one perturbation, each from its own draw, control cell and noise.
 
@@ -241,8 +272,8 @@ def sample_cells(
     ----------
     program, draws, controls
         As in :func:`population_means`.
-    shift_sk
-        ``draws x nodes``.
+    push
+        What the perturbation does; one label.
     n_cells
         Cells to simulate.
     seed
@@ -258,8 +289,9 @@ def sample_cells(
         which = torch.arange(n_cells) % len(draws)
         for s in which.unique():
             mine = rows[which == s]
-            mean, sd = noise_of(controls.state_ck[mine], controls.trust_ck[mine], draws.B[s], 0.0)
-            z_ck = mean + sd * torch.randn_like(mean) + shift_sk[s]
+            mean, sd = noise_of_controls(controls, mine, draws.B[s])
+            share_c = program.priors.responders.share(push.share[s].expand(len(mine)))
+            z_ck = mean + sd * torch.randn_like(mean) + share_c.unsqueeze(-1) * push.shift[s]
             change = program.decode(scm.propagate(z_ck, draws.B[s]), controls.covariates_cv[mine])
             x = program.priors.likelihood.distribution(
                 change, program.baseline, controls.library_c[mine], draws.gene_level[s]
@@ -272,7 +304,7 @@ def sample_cells(
 
 @torch.no_grad()
 def counterfactual(
-    program: Program, draws: Draws, batch: Batch, own_slk: Tensor, new_slk: Tensor, seed: int
+    program: Program, draws: Draws, batch: Batch, own: Push, new: Push, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Abduct, act, predict: expected profiles of given cells as they were, and under another perturbation.
 
@@ -284,8 +316,9 @@ def counterfactual(
         Fitted program and draws of its globals.
     batch
         The cells.
-    own_slk, new_slk
-        ``draws x cells x nodes``: the shift that each cell carries, and the one it is given.
+    own, new
+        What each cell carries, and what it is given. A perturbed cell answers the new perturbation with the
+        share that it showed of its own; a control cell has yet to show one.
     seed
         Seed of the noise.
 
@@ -295,20 +328,26 @@ def counterfactual(
     """
     profile = program.priors.likelihood.profile(draws.gene_level.mean(0), batch.library_c.numpy())
     state_ck, trust_ck = program.encode(batch)
+    responders = program.priors.responders
+    is_control = (batch.targets_cm == program.sizes.perturbations).all(-1)
     factual: list[Tensor] = []
     counter: list[Tensor] = []
     with seeded(seed):
         for s in range(len(draws)):
-            mean, sd = noise_of(state_ck, trust_ck, draws.B[s], own_slk[s])
+            evidence = evidence_of(state_ck, trust_ck, draws.B[s], own.shift[s])
+            share_c = responders.propose(own.share[s], evidence)
+            mean, sd = evidence.noise(share_c)
             z_ck = mean + sd * torch.randn_like(mean)
-            for shift, kept in ((own_slk[s], factual), (new_slk[s], counter)):
-                change = program.decode(scm.propagate(z_ck + shift, draws.B[s]), batch.covariates_cv)
+            new_c = torch.where(is_control, responders.share(new.share[s]), share_c)
+            for shift_ck, share, kept in ((own.shift[s], share_c, factual), (new.shift[s], new_c, counter)):
+                state = scm.propagate(z_ck + share.unsqueeze(-1) * shift_ck, draws.B[s])
+                change = program.decode(state, batch.covariates_cv)
                 kept.append(profile(change, program.baseline))
     return torch.stack(factual), torch.stack(counter)
 
 
 @torch.no_grad()
-def log_density(program: Program, draws: Draws, batch: Batch, shift_sck: Tensor, seed: int) -> Tensor:
+def log_density(program: Program, draws: Draws, batch: Batch, push: Push, seed: int) -> Tensor:
     """Log density of cells, averaged over draws of the globals, by importance sampling of the noise.
 
     Parameters
@@ -317,8 +356,8 @@ def log_density(program: Program, draws: Draws, batch: Batch, shift_sck: Tensor,
         Fitted program and draws of its globals.
     batch
         The cells.
-    shift_sck
-        ``draws x cells x nodes``, the shift that each cell carries.
+    push
+        What each cell carries.
     seed
         Seed of the noise.
 
@@ -331,15 +370,30 @@ def log_density(program: Program, draws: Draws, batch: Batch, shift_sck: Tensor,
     weights = []
     with seeded(seed):
         for s in range(len(draws)):
-            mean, sd = noise_of(state_ck, trust_ck, draws.B[s], shift_sck[s])
-            proposal = torch.distributions.Independent(torch.distributions.Normal(mean, sd), 1)
+            evidence = evidence_of(state_ck, trust_ck, draws.B[s], push.shift[s])
+            share_c, share_weight_c = propose_share(program, push.share[s], evidence)
+            proposal = torch.distributions.Independent(torch.distributions.Normal(*evidence.noise(share_c)), 1)
             z_ck = proposal.sample()
-            change = program.decode(scm.propagate(z_ck + shift_sck[s], draws.B[s]), batch.covariates_cv)
+            shift_ck = share_c.unsqueeze(-1) * push.shift[s]
+            change = program.decode(scm.propagate(z_ck + shift_ck, draws.B[s]), batch.covariates_cv)
             x = program.priors.likelihood.distribution(
                 change, program.baseline, batch.library_c, draws.gene_level[s]
             )
-            weights.append(x.log_prob(batch.x_cg) + prior.log_prob(z_ck) - proposal.log_prob(z_ck))
+            weight_c = x.log_prob(batch.x_cg) + prior.log_prob(z_ck) - proposal.log_prob(z_ck)
+            weights.append(weight_c + share_weight_c)
     return torch.stack(weights).logsumexp(0) - math.log(len(draws))
+
+
+def propose_share(program: Program, mean_c: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
+    """Draw the shares of cells from the guide; give them and ``log p - log q`` of each, cells."""
+    with poutine.trace() as proposed:
+        share_c = program.priors.responders.propose(mean_c, evidence)
+    if "share" not in proposed.trace:
+        return share_c, torch.zeros_like(mean_c)
+    with poutine.trace() as prior, poutine.condition(data={"share": share_c}):
+        program.priors.responders.share(mean_c)
+    p, q = (trace.trace.nodes["share"]["fn"].log_prob(share_c) for trace in (prior, proposed))
+    return share_c, p - q
 
 
 def summarise(draws: np.ndarray, quantiles: Sequence[float] = (0.05, 0.95)) -> dict[str, np.ndarray]:

@@ -11,9 +11,9 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from sccvae_pyro.data.loading import Coding, Screen
+from sccvae_pyro.data.loading import Batch, Coding, Screen
 from sccvae_pyro.inference import posterior
-from sccvae_pyro.inference.posterior import Controls, Draws
+from sccvae_pyro.inference.posterior import Controls, Draws, Push
 from sccvae_pyro.models import scm
 from sccvae_pyro.models.program import Program
 
@@ -58,7 +58,7 @@ def mean_profile(screen: Screen, rows: np.ndarray, block: int = 4096) -> np.ndar
     return total / len(rows)
 
 
-def label_shifts(
+def label_push(
     program: Program,
     draws: Draws,
     parsed: Sequence[Sequence[str]],
@@ -66,8 +66,8 @@ def label_shifts(
     unseen: Sequence[str],
     unseen_features: np.ndarray,
     seed: int,
-) -> Tensor:
-    """Shift of each label: the sum of the shifts of its targets, seen and unseen.
+) -> Push:
+    """What each label does: the sum of the shifts of its targets, seen and unseen, and the product of their shares.
 
     Parameters
     ----------
@@ -84,28 +84,29 @@ def label_shifts(
 
     Returns
     -------
-    Tensor, ``draws x labels x nodes``, at penetrance 1.
+    Push
     """
-    shift_pk = draws.shift_pk
+    shift_pk, share_p = draws.shift_pk, draws.share_p
     if unseen:
         features = torch.as_tensor(unseen_features, dtype=shift_pk.dtype)
-        shift_pk = torch.cat([shift_pk, posterior.unseen_shifts(program, draws, features, seed + 1)], dim=1)
+        others = posterior.unseen_push(program, draws, features, seed + 1)
+        shift_pk, share_p = torch.cat([shift_pk, others.shift], 1), torch.cat([share_p, others.share], 1)
     code = {name: i for i, name in enumerate([*known, *unseen])}
     width = max([1, *map(len, parsed)])
     table = torch.full((len(parsed), width), len(code))
     for row, targets in zip(table, parsed, strict=True):
         row[: len(targets)] = torch.tensor([code[t] for t in targets], dtype=torch.long)
-    return scm.shift_of_cells(shift_pk, table)
+    return Push(scm.shift_of_cells(shift_pk, table), scm.share_of_cells(share_p, table))
 
 
 def population_deltas(
-    program: Program, draws: Draws, controls: Controls, shift_slk: Tensor, seed: int
+    program: Program, draws: Draws, controls: Controls, push: Push, seed: int
 ) -> np.ndarray:
     """Difference of each label's mean profile to control, ``draws x labels x genes``."""
-    out = np.empty((*shift_slk.shape[:2], program.sizes.genes), dtype=np.float32)
+    out = np.empty((*push.share.shape, program.sizes.genes), dtype=np.float32)
     library = controls.library_c.numpy()
     for s, delta in posterior.population_means(
-        program, draws, controls, shift_slk, library, CELLS_PER_DRAW, seed
+        program, draws, controls, push, library, CELLS_PER_DRAW, seed
     ):
         out[s] = delta
     return out
@@ -162,7 +163,7 @@ def sampled_cells(values: np.ndarray, library: np.ndarray, label: str, coding: C
 
 
 def counterfactual(
-    program: Program, draws: Draws, screen: Screen, new_sk: Tensor, label: str, obs: pd.DataFrame, seed: int
+    program: Program, draws: Draws, screen: Screen, new: Push, label: str, obs: pd.DataFrame, seed: int
 ) -> AnnData:
     """Expected profiles of cells as they were and under another perturbation, in chunks of cells."""
     n_genes = program.sizes.genes
@@ -172,9 +173,9 @@ def counterfactual(
         for name in ("factual", "counterfactual", "effect", "effect_q05", "effect_q95")
     }
     for rows, batch in screen.batches(np.arange(len(screen)), chunk):
-        own = scm.shift_of_cells(draws.shift_pk, batch.targets_cm)
-        new = new_sk.unsqueeze(1).expand_as(own)
-        factual, counter = posterior.counterfactual(program, draws, batch, own, new, seed + int(rows[0]))
+        own = push_of_cells(draws, batch)
+        same = new.of([0] * len(rows))
+        factual, counter = posterior.counterfactual(program, draws, batch, own, same, seed + int(rows[0]))
         effect = posterior.summarise((counter - factual).numpy())
         layers["factual"][rows], layers["counterfactual"][rows] = factual.mean(0), counter.mean(0)
         layers["effect"][rows], layers["effect_q05"][rows], layers["effect_q95"][rows] = (
@@ -199,23 +200,51 @@ def latent(program: Program, draws: Draws, screen: Screen, kind: str, block: int
     for rows, batch in screen.batches(np.arange(len(screen)), block):
         state_ck, trust_ck = program.encode(batch)
         total = torch.zeros_like(state_ck)
+        own = push_of_cells(draws, batch)
         for s in range(len(draws)):
-            shift_ck = scm.shift_of_cells(draws.shift_pk[s], batch.targets_cm)
-            z_ck, _ = posterior.noise_of(state_ck, trust_ck, draws.B[s], shift_ck)
+            evidence = posterior.evidence_of(state_ck, trust_ck, draws.B[s], own.shift[s])
+            share_c = program.priors.responders.expected(own.share[s], evidence)
+            z_ck, _ = evidence.noise(share_c)
+            shift_ck = share_c.unsqueeze(-1) * own.shift[s]
             total += z_ck if kind == "z" else scm.propagate(z_ck + shift_ck, draws.B[s])
         out[rows] = (total / len(draws)).numpy()
     return out
 
 
+@torch.no_grad()
+def responders(program: Program, draws: Draws, screen: Screen, block: int = 2048) -> pd.DataFrame:
+    """Expected share of its shift that each cell shows, over draws of the globals."""
+    table = {name: np.empty(len(screen)) for name in ("mean", "sd", "q05", "q95")}
+    for rows, batch in screen.batches(np.arange(len(screen)), block):
+        state_ck, trust_ck = program.encode(batch)
+        own = push_of_cells(draws, batch)
+        shares = [
+            program.priors.responders.expected(
+                own.share[s], posterior.evidence_of(state_ck, trust_ck, draws.B[s], own.shift[s])
+            )
+            for s in range(len(draws))
+        ]
+        for name, values in posterior.summarise(torch.stack(shares).numpy()).items():
+            table[name][rows] = values
+    return pd.DataFrame(table)
+
+
+def push_of_cells(draws: Draws, batch: Batch) -> Push:
+    """What each cell of a batch carries."""
+    return Push(
+        scm.shift_of_cells(draws.shift_pk, batch.targets_cm), scm.share_of_cells(draws.share_p, batch.targets_cm)
+    )
+
+
 def log_density(
-    program: Program, draws: Draws, screen: Screen, shift_slk: Tensor, seed: int, block: int = 1024
+    program: Program, draws: Draws, screen: Screen, push: Push, seed: int, block: int = 1024
 ) -> np.ndarray:
     """Importance-sampled log density of each cell given its label, nats; ``cells``."""
     out = np.empty(len(screen))
     codes = torch.from_numpy(screen.labels.cat.codes.to_numpy().astype(np.int64))
     for rows, batch in screen.batches(np.arange(len(screen)), block):
-        shift_sck = shift_slk[:, codes[torch.as_tensor(rows)]]
-        out[rows] = posterior.log_density(program, draws, batch, shift_sck, seed + int(rows[0])).numpy()
+        own = push.of(codes[torch.as_tensor(rows)])
+        out[rows] = posterior.log_density(program, draws, batch, own, seed + int(rows[0])).numpy()
     return out
 
 

@@ -6,13 +6,14 @@ With row vectors, ``c`` a cell, ``p`` a perturbation, ``k`` a latent node and ``
     strength  ~ penetrance prior                   perturbations
     direction ~ direction prior(features)          perturbations x nodes
     z_c       ~ noise prior                        nodes
+    share_c   ~ responder prior                    how much of its shift the cell shows
     shift_c   = sum of strength_p direction_p over the perturbations p of the cell
-    u_c       = (z_c + shift_c) (I - B)^-1         linear structural causal model
+    u_c       = (z_c + share_c shift_c) (I - B)^-1 linear structural causal model
     x_c       ~ likelihood(decoder(u_c))           genes
 
 The guide is amortised over cells and proposes by abduction: an encoder reads ``x_c`` and proposes
 the state ``u_c``, which is mapped back through the graph and the shifts that the guide has just
-drawn, ``z_c = u_c (I - B) - shift_c``. Gradients flow through that map into ``B`` and the shifts: it
+drawn, ``z_c = u_c (I - B) - share_c shift_c``. Gradients flow through that map into ``B`` and the shifts: it
 is how perturbations are recovered. Directions are proposed given strengths, as cells determine only
 the product of the two.
 """
@@ -36,6 +37,7 @@ from sccvae_pyro.models.likelihoods import Likelihood
 from sccvae_pyro.models.networks import Decoder, Encoder
 from sccvae_pyro.models.noise import NoisePrior
 from sccvae_pyro.models.penetrance import PenetrancePrior
+from sccvae_pyro.models.responders import Evidence, RespondersPrior
 from sccvae_pyro.models.slot import Basis, Described, Perturbations, Sizes
 
 
@@ -45,8 +47,20 @@ class Priors(NamedTuple):
     graph: GraphPrior
     penetrance: PenetrancePrior
     direction: DirectionPrior
+    responders: RespondersPrior
     noise: NoisePrior
     likelihood: Likelihood
+
+
+class Causes(NamedTuple):
+    """The causal globals: ``B``, nodes x nodes; ``shift_pk``, perturbations x nodes; ``share_p``, perturbations.
+
+    ``share_p`` is the mean share of its shift that a cell of the perturbation shows.
+    """
+
+    B: Tensor
+    shift_pk: Tensor
+    share_p: Tensor
 
 
 class Program(PyroModule):
@@ -93,6 +107,7 @@ class Program(PyroModule):
         self.origin_k = nn.Parameter(features.new_zeros(sizes.nodes))
         self.graph_factor = priors.graph.guide(sizes, features)
         self.penetrance_factor = priors.penetrance.guide(sizes, features)
+        self.responders_factor = priors.responders.guide(sizes, features)
         self.direction_factor = priors.direction.guide(sizes, features)
         self.gene_factor = priors.likelihood.guide(sizes)
 
@@ -105,35 +120,41 @@ class Program(PyroModule):
         """Describe perturbations by their features, as the direction prior sees them."""
         return Described(features, self.basis(features))
 
-    def causes(self, described: Described) -> tuple[Tensor, Tensor]:
-        """Sample the causal globals: ``B`` and the shift of each perturbation, ``perturbations x nodes``."""
+    def causes(self, described: Described) -> Causes:
+        """Sample the causal globals."""
         perturbations = Perturbations.of(described)
         B = self.priors.graph.model(self.sizes, perturbations)
         strength_p = self.priors.penetrance.model(self.sizes, perturbations)
         direction_pk = self.priors.direction.model(self.sizes, perturbations)
-        return B, strength_p.unsqueeze(-1) * direction_pk
+        share_p = self.priors.responders.model(self.sizes, perturbations)
+        return Causes(B, strength_p.unsqueeze(-1) * direction_pk, share_p)
 
     def model(self, batch: Batch) -> Tensor:
         """Generate the expression of a batch of cells, ``cells x genes``."""
-        B, shift_pk = self.causes(self.seen)
+        B, shift_pk, share_p = self.causes(self.seen)
         gene_level = self.priors.likelihood.model(self.sizes, self.baseline)
         if gene_level.dim() > 1:  # draws x genes: make room for the plate of cells
             gene_level = gene_level.unsqueeze(-2)
         with self.cells(batch):
             z_ck = pyro.sample("z", self.priors.noise.distribution(self.sizes, batch.library_c))
-            u_ck = scm.propagate(z_ck + scm.shift_of_cells(shift_pk, batch.targets_cm), B)
+            share_c = self.priors.responders.share(scm.share_of_cells(share_p, batch.targets_cm))
+            shift_ck = share_c.unsqueeze(-1) * scm.shift_of_cells(shift_pk, batch.targets_cm)
+            u_ck = scm.propagate(z_ck + shift_ck, B)
             change_cg = self.decode(u_ck, batch.covariates_cv)
             x_c = self.priors.likelihood.distribution(change_cg, self.baseline, batch.library_c, gene_level)
             return pyro.sample("x", x_c, obs=batch.x_cg)
 
     def guide(self, batch: Batch) -> None:
-        """Propose globals, then the noise of each cell by abduction."""
-        B, shift_pk = self.causes_given(self.guide_globals(), self.seen)
+        """Propose globals, then share and noise of each cell by abduction."""
+        B, shift_pk, share_p = self.causes_given(self.guide_globals(), self.seen)
         state_ck, trust_ck = self.encode(batch)
+        shift_ck = scm.shift_of_cells(shift_pk, batch.targets_cm)
+        evidence = Evidence(scm.abduct(state_ck, B), trust_ck, shift_ck)
         with self.cells(batch):
-            abducted_ck = scm.abduct(state_ck, B) - scm.shift_of_cells(shift_pk, batch.targets_cm)
-            sd_ck = (1.0 - trust_ck).sqrt()
-            pyro.sample("z", dist.Normal(trust_ck * abducted_ck, sd_ck).to_event(1))
+            mean_c = scm.share_of_cells(share_p, batch.targets_cm)
+            share_c = self.priors.responders.propose(mean_c, evidence)
+            loc_ck, sd_ck = evidence.noise(share_c)
+            pyro.sample("z", dist.Normal(loc_ck, sd_ck).to_event(1))
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Propose mean of the state and trust of each cell, each ``cells x nodes``."""
@@ -151,6 +172,7 @@ class Program(PyroModule):
         with poutine.trace() as drawn:
             self.graph_factor(seen)
             self.penetrance_factor(seen)
+            self.responders_factor(seen)
             self.direction_factor(seen, self.strength_given(values_of(drawn.trace)))
             self.gene_factor()
         return values_of(drawn.trace)
@@ -160,7 +182,7 @@ class Program(PyroModule):
         with poutine.block(), poutine.condition(data=values):
             return self.priors.penetrance.model(self.sizes, Perturbations.of(self.seen))
 
-    def causes_given(self, values: dict[str, Tensor], described: Described) -> tuple[Tensor, Tensor]:
+    def causes_given(self, values: dict[str, Tensor], described: Described) -> Causes:
         """What follows from drawn globals, computed by the model's own code and hidden from the trace."""
         with poutine.block(), poutine.condition(data=values):
             return self.causes(described)

@@ -72,3 +72,21 @@ def shift_of_cells(shift_pk: Tensor, targets_cm: Tensor) -> Tensor:
     nothing = shift_pk.new_zeros((*shift_pk.shape[:-2], 1, shift_pk.shape[-1]))
     table = torch.cat([shift_pk, nothing], dim=-2)
     return table[..., targets_cm, :].sum(dim=-2)
+
+
+def share_of_cells(share_p: Tensor, targets_cm: Tensor) -> Tensor:
+    """Multiply the shares of every perturbation that a cell carries.
+
+    Parameters
+    ----------
+    share_p
+        ``... x perturbations``, mean share of its shift that a cell shows.
+    targets_cm
+        As in :func:`shift_of_cells`; a control cell has a share of one, of no shift.
+
+    Returns
+    -------
+    ``... x cells``.
+    """
+    table = torch.cat([share_p, share_p.new_ones((*share_p.shape[:-1], 1))], dim=-1)
+    return table[..., targets_cm].prod(dim=-1)

@@ -17,6 +17,7 @@ from sccvae_pyro.models.likelihoods import Likelihood
 from sccvae_pyro.models.noise import NoisePrior
 from sccvae_pyro.models.penetrance import PenetrancePrior
 from sccvae_pyro.models.program import Priors
+from sccvae_pyro.models.responders import RespondersPrior
 from sccvae_pyro.models.slot import Member
 
 AUTO_LIKELIHOOD: dict[Kind, str] = {"counts": "NegativeBinomial", "continuous": "Normal"}
@@ -25,6 +26,7 @@ SLOTS: dict[str, type[Member]] = {
     "graph": GraphPrior,
     "penetrance": PenetrancePrior,
     "direction": DirectionPrior,
+    "responders": RespondersPrior,
     "noise": NoisePrior,
     "likelihood": Likelihood,
 }
@@ -40,7 +42,7 @@ class ModelSpec(BaseModel):
         Latent nodes.
     hidden
         Widths of the hidden layers of encoder and decoder.
-    graph, penetrance, direction, noise
+    graph, penetrance, direction, responders, noise
         Priors: a member, its name, or a table with its name and settings.
     likelihood
         The same, or ``"auto"``: negative binomial for counts, normal for other values.
@@ -53,6 +55,7 @@ class ModelSpec(BaseModel):
     graph: dict[str, Any] = {"name": "Laplace"}
     penetrance: dict[str, Any] = {"name": "LogNormal"}
     direction: dict[str, Any] = {"name": "GaussianProcess"}
+    responders: dict[str, Any] = {"name": "AllCells"}
     noise: dict[str, Any] = {"name": "StandardNormal"}
     likelihood: dict[str, Any] = {"name": "auto"}
 

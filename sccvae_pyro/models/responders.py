@@ -1,0 +1,211 @@
+"""Responder priors: beliefs about how much of its shift a single cell shows.
+
+The strength of a perturbation is the same for all of its cells; whether, or how far, a cell follows is
+the cell's own. Every member gives the *share* of its shift that each cell shows.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import transforms
+
+from sccvae_pyro.models.factors import MeanField, Plated
+from sccvae_pyro.models.slot import Empty, Perturbations, Prior, Sizes, positive
+
+
+class Evidence(NamedTuple):
+    """What the guide knows of cells when it proposes their shares, each ``... x cells x nodes``.
+
+    ``read_ck``: noise with the shift in it, as abducted from the expression; ``trust_ck``: the share of its
+    variance that the expression explains; ``shift_ck``: the shift that a full response would add.
+    """
+
+    read_ck: Tensor
+    trust_ck: Tensor
+    shift_ck: Tensor
+
+    def noise(self, share_c: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and sd of the noise by abduction, given the share of the shift that the cell shows."""
+        return self.trust_ck * (self.read_ck - share_c.unsqueeze(-1) * self.shift_ck), (1.0 - self.trust_ck).sqrt()
+
+    def precision(self) -> Tensor:
+        """Information on the share of each cell, ``... x cells``: what is read has variance 1 / trust."""
+        return (self.trust_ck * self.shift_ck.square()).sum(-1)
+
+    def moment(self) -> Tensor:
+        """The reading along the shift, ``... x cells``; over the precision, the share that fits best."""
+        return (self.trust_ck * self.read_ck * self.shift_ck).sum(-1)
+
+
+class RespondersPrior(Prior, slot="responders"):
+    """Base of the responder priors; sites are ``responders`` (perturbations) and ``share`` (cells).
+
+    ``enumerated`` says that the share of a cell takes one of two values, and that the loss sums over both.
+    """
+
+    enumerated = False
+
+    @abstractmethod
+    def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Sample what is known of each perturbation; return the mean share of its cells, ``perturbations``."""
+
+    @abstractmethod
+    def share(self, mean_c: Tensor) -> Tensor:
+        """Sample the share of each cell inside the plate ``cells``, given its mean."""
+
+    def response(self, mean_c: Tensor) -> Tensor:
+        """Share of cells that do respond, ``cells``: what is left to draw once escape is averaged out."""
+        return torch.ones_like(mean_c)
+
+    @abstractmethod
+    def propose(self, mean_c: Tensor, evidence: Evidence) -> Tensor:
+        """Propose the share of each cell in the guide, inside the plate ``cells``."""
+
+    @abstractmethod
+    def expected(self, mean_c: Tensor, evidence: Evidence) -> Tensor:
+        """Mean of the proposal, ``... x cells``: the probability of a response, where there are only two."""
+
+
+@dataclass(frozen=True)
+class AllCells(RespondersPrior):
+    """Every cell shows the whole shift. The default."""
+
+    def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Ones, ``perturbations``; nothing is sampled."""
+        return perturbations.features.new_ones(perturbations.features.shape[-2])
+
+    def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
+        """Nothing to learn."""
+        return Empty()
+
+    def share(self, mean_c: Tensor) -> Tensor:
+        """The mean, which is one."""
+        return mean_c
+
+    def propose(self, mean_c: Tensor, evidence: Evidence) -> Tensor:
+        """The mean, which is one."""
+        return mean_c
+
+    def expected(self, mean_c: Tensor, evidence: Evidence) -> Tensor:
+        """The mean, which is one."""
+        return mean_c
+
+
+@dataclass(frozen=True)
+class Beta(RespondersPrior):
+    """Some cells escape: each responds in full or not at all.
+
+    ``responders_p ~ Beta(responding, escaping)``, ``share_c ~ Bernoulli(responders_p)``. The guide weighs the
+    two by Bayes' rule under its own reading of the cell, and the loss sums over both: no binary is sampled.
+    A cell of a combination responds to all of it or to nothing.
+
+    Parameters
+    ----------
+    responding, escaping
+        Prior cells that responded and that escaped; the default expects four in five to respond.
+    """
+
+    responding: float = 4.0
+    escaping: float = 1.0
+    enumerated = True
+
+    def __post_init__(self) -> None:
+        positive(self, responding=self.responding, escaping=self.escaping)
+
+    def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Sample ``responders``, the fraction of responding cells, ``perturbations``."""
+        one = perturbations.features.new_ones(())
+        with perturbations.plate:
+            return pyro.sample("responders", dist.Beta(self.responding * one, self.escaping * one))
+
+    def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
+        """Logit-normal for each fraction, from the mean of the prior."""
+        to_fraction = [transforms.SigmoidTransform()]
+        start = float(torch.tensor(self.responding / self.escaping).log())
+        return Plated(MeanField("responders", [sizes.perturbations], 0, loc=start, transforms=to_fraction))
+
+    def share(self, mean_c: Tensor) -> Tensor:
+        """One or zero."""
+        return pyro.sample("share", dist.Bernoulli(_inside(mean_c)))
+
+    def propose(self, mean_c: Tensor, evidence: Evidence) -> Tensor:
+        """Both values, enumerated, each with its probability."""
+        return pyro.sample(
+            "share",
+            dist.Bernoulli(logits=self._logits(mean_c, evidence)),
+            infer={"enumerate": "parallel"},
+        )
+
+    def expected(self, mean_c: Tensor, evidence: Evidence) -> Tensor:
+        """Probability that the cell responded."""
+        return self._logits(mean_c, evidence).sigmoid()
+
+    def _logits(self, mean_c: Tensor, evidence: Evidence) -> Tensor:
+        """Prior log odds and the log ratio of two normals, of means ``shift`` and 0 and precision ``trust``."""
+        return _inside(mean_c).logit() + evidence.moment() - 0.5 * evidence.precision()
+
+
+def _inside(fraction: Tensor) -> Tensor:
+    """A fraction whose log odds are finite: control cells, with no shift to show, have a share of one."""
+    return fraction.clamp(1e-4, 1 - 1e-4)
+
+
+@dataclass(frozen=True)
+class Dose(RespondersPrior):
+    """Cells respond by degrees: the share of a cell is a dose around one.
+
+    ``share_c ~ LogNormal(-spread^2 / 2, spread)``, mean one. The guide reads the dose off the part of the cell's
+    noise that lies along the shift.
+
+    Parameters
+    ----------
+    spread
+        Standard deviation of the log dose.
+    """
+
+    spread: float = 0.5
+
+    def __post_init__(self) -> None:
+        positive(self, spread=self.spread)
+
+    def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Ones, ``perturbations``; nothing is sampled."""
+        return perturbations.features.new_ones(perturbations.features.shape[-2])
+
+    def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
+        """Nothing to learn: the guide of a cell follows from that of the shift."""
+        return Empty()
+
+    def share(self, mean_c: Tensor) -> Tensor:
+        """A positive dose."""
+        spread = mean_c.new_tensor(self.spread)
+        return pyro.sample("share", dist.LogNormal((-0.5 * spread.square()).expand_as(mean_c), spread))
+
+    def response(self, mean_c: Tensor) -> Tensor:
+        """A dose of each cell."""
+        return self.share(mean_c)
+
+    def propose(self, mean_c: Tensor, evidence: Evidence) -> Tensor:
+        """A log-normal with the mean of the normal posterior of the dose, and as narrow."""
+        mean_c, sd_c = self._posterior(evidence)
+        spread_c = (1.0 + (sd_c / mean_c).square()).log().sqrt()
+        return pyro.sample("share", dist.LogNormal(mean_c.log() - 0.5 * spread_c.square(), spread_c))
+
+    def expected(self, mean_c: Tensor, evidence: Evidence) -> Tensor:
+        """Expected dose."""
+        return self._posterior(evidence)[0]
+
+    def _posterior(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        """Mean and sd of the dose, its prior taken as normal with the moments of the log-normal."""
+        prior = 1.0 / torch.expm1(evidence.shift_ck.new_tensor(self.spread**2))
+        precision = prior + evidence.precision()
+        mean_c = (prior + evidence.moment()) / precision
+        # A normal reaches below zero, a dose does not: the floor is a twentieth of the mean of the prior.
+        return mean_c.clamp(min=0.05), precision.rsqrt()
