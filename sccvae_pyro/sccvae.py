@@ -27,6 +27,7 @@ from sccvae_pyro.inference import export, posterior, results, svi
 from sccvae_pyro.inference.discrepancy import Discrepancy, fit_discrepancy
 from sccvae_pyro.inference.spec import InferenceSpec
 from sccvae_pyro.models import build
+from sccvae_pyro.models.responders import AllCells
 from sccvae_pyro.models.slot import Member, Sizes
 from sccvae_pyro.models.spec import ModelSpec
 
@@ -463,7 +464,7 @@ class SCCVAE:
         if isinstance(self.priors.responders, AllCells):
             raise InputError(
                 "With responders=AllCells every cell shows the whole shift. Build the model with "
-                "responders=\"Beta\" (some cells escape) or \"Dose\" (by degrees)."
+                'responders="Beta" (some cells escape) or "Dose" (by degrees).'
             )
         screen = self.coding.screen(adata)
         table = results.responders(self.program, self._draws(n_samples, seed), screen)

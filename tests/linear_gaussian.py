@@ -26,6 +26,7 @@ from sccvae_pyro.models.graph import GraphPrior
 from sccvae_pyro.models.noise import StandardNormal
 from sccvae_pyro.models.penetrance import Fixed
 from sccvae_pyro.models.program import Priors, Program
+from sccvae_pyro.models.responders import AllCells
 from sccvae_pyro.models.slot import Empty, Perturbations, Sizes
 
 # Stand-ins. Their names begin with an underscore, so that they do not join the catalogue of priors.
@@ -214,6 +215,7 @@ class LinearGaussian:
             graph or _KnownGraph(torch.tensor(self.B)),
             Fixed(self.strength),
             _NormalDirection(self.tau),
+            AllCells(),
             StandardNormal(),
             _KnownNoise(self.sd),
         )

@@ -93,9 +93,7 @@ def fit_discrepancy(
     library = controls.library_c.numpy()
     for start in range(0, len(mean), LABEL_CHUNK):
         labels = slice(start, start + LABEL_CHUNK)
-        chunk = population_means(
-            program, draws, controls, push.of(labels), library, cells_per_draw, seed
-        )
+        chunk = population_means(program, draws, controls, push.of(labels), library, cells_per_draw, seed)
         deltas = np.stack([delta for _, delta in chunk])
         left[labels] = mean[labels] - controls.mean_g - deltas.mean(axis=0)
         # The program was fitted to these very means: of their noise it has taken up its posterior variance.

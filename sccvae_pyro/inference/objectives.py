@@ -47,7 +47,7 @@ class NegativeELBO(nn.Module):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
-        # Both values of a share that is one or zero are summed over; the plate of cells is the only dimension.
+        # A share that is one or zero is summed over; the plate of cells is the only other dimension.
         enumerated = program.priors.responders.enumerated
         self.elbo = TraceEnum_ELBO(max_plate_nesting=1) if enumerated else Trace_ELBO()
 

@@ -69,8 +69,8 @@ class Draws:
 class Push(NamedTuple):
     """What perturbations do to a cell, at penetrance 1, for each draw of the globals.
 
-    ``shift``: ``draws x labels x nodes``, of a full response; ``share``: ``draws x labels``, the mean share of
-    it that cells show.
+    ``shift``: ``draws x labels x nodes``, of a full response; ``share``: ``draws x labels``, the mean
+    share of it that cells show.
     """
 
     shift: Tensor
@@ -189,8 +189,9 @@ def perturbation_sites(program: Program) -> set[str]:
 
 
 def noise_of_controls(controls: Controls, rows: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sd of the noise of control cells by abduction, ``cells x nodes``; see :meth:`Program.guide`."""
-    return evidence_of(controls.state_ck[rows], controls.trust_ck[rows], B, torch.zeros(())).noise(torch.ones(()))
+    """Mean and sd of the noise of control cells by abduction, ``cells x nodes``."""
+    none = torch.zeros(())
+    return evidence_of(controls.state_ck[rows], controls.trust_ck[rows], B, none).noise(none)
 
 
 def evidence_of(state_ck: Tensor, trust_ck: Tensor, B: Tensor, shift_ck: Tensor) -> Evidence:
@@ -247,7 +248,9 @@ def population_means(
         with seeded(seed + s):
             response_c1 = program.priors.responders.response(torch.ones(len(rows))).unsqueeze(-1)
         parts = [
-            _mean_profile(program, profile, z_ck + response_c1 * shift_lk.unsqueeze(-2), draws.B[s], covariates)
+            _mean_profile(
+                program, profile, z_ck + response_c1 * shift_lk.unsqueeze(-2), draws.B[s], covariates
+            )
             - baseline
             for shift_lk in push.shift[s].split(step)
         ]
@@ -372,7 +375,9 @@ def log_density(program: Program, draws: Draws, batch: Batch, push: Push, seed: 
         for s in range(len(draws)):
             evidence = evidence_of(state_ck, trust_ck, draws.B[s], push.shift[s])
             share_c, share_weight_c = propose_share(program, push.share[s], evidence)
-            proposal = torch.distributions.Independent(torch.distributions.Normal(*evidence.noise(share_c)), 1)
+            proposal = torch.distributions.Independent(
+                torch.distributions.Normal(*evidence.noise(share_c)), 1
+            )
             z_ck = proposal.sample()
             shift_ck = share_c.unsqueeze(-1) * push.shift[s]
             change = program.decode(scm.propagate(z_ck + shift_ck, draws.B[s]), batch.covariates_cv)

@@ -67,7 +67,7 @@ def label_push(
     unseen_features: np.ndarray,
     seed: int,
 ) -> Push:
-    """What each label does: the sum of the shifts of its targets, seen and unseen, and the product of their shares.
+    """What each label does: the sum of the shifts of its targets, and the mean of their shares.
 
     Parameters
     ----------
@@ -105,9 +105,7 @@ def population_deltas(
     """Difference of each label's mean profile to control, ``draws x labels x genes``."""
     out = np.empty((*push.share.shape, program.sizes.genes), dtype=np.float32)
     library = controls.library_c.numpy()
-    for s, delta in posterior.population_means(
-        program, draws, controls, push, library, CELLS_PER_DRAW, seed
-    ):
+    for s, delta in posterior.population_means(program, draws, controls, push, library, CELLS_PER_DRAW, seed):
         out[s] = delta
     return out
 
@@ -232,7 +230,8 @@ def responders(program: Program, draws: Draws, screen: Screen, block: int = 2048
 def push_of_cells(draws: Draws, batch: Batch) -> Push:
     """What each cell of a batch carries."""
     return Push(
-        scm.shift_of_cells(draws.shift_pk, batch.targets_cm), scm.share_of_cells(draws.share_p, batch.targets_cm)
+        scm.shift_of_cells(draws.shift_pk, batch.targets_cm),
+        scm.share_of_cells(draws.share_p, batch.targets_cm),
     )
 
 

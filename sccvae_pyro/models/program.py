@@ -53,9 +53,10 @@ class Priors(NamedTuple):
 
 
 class Causes(NamedTuple):
-    """The causal globals: ``B``, nodes x nodes; ``shift_pk``, perturbations x nodes; ``share_p``, perturbations.
+    """The causal globals.
 
-    ``share_p`` is the mean share of its shift that a cell of the perturbation shows.
+    ``B``, nodes x nodes; ``shift_pk``, perturbations x nodes; ``share_p``, perturbations: the mean share of
+    its shift that a cell of the perturbation shows.
     """
 
     B: Tensor

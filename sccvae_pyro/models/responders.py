@@ -33,7 +33,9 @@ class Evidence(NamedTuple):
 
     def noise(self, share_c: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and sd of the noise by abduction, given the share of the shift that the cell shows."""
-        return self.trust_ck * (self.read_ck - share_c.unsqueeze(-1) * self.shift_ck), (1.0 - self.trust_ck).sqrt()
+        return self.trust_ck * (self.read_ck - share_c.unsqueeze(-1) * self.shift_ck), (
+            1.0 - self.trust_ck
+        ).sqrt()
 
     def precision(self) -> Tensor:
         """Information on the share of each cell, ``... x cells``: what is read has variance 1 / trust."""
@@ -54,7 +56,7 @@ class RespondersPrior(Prior, slot="responders"):
 
     @abstractmethod
     def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
-        """Sample what is known of each perturbation; return the mean share of its cells, ``perturbations``."""
+        """Sample what holds for a perturbation; return the mean share of its cells, ``perturbations``."""
 
     @abstractmethod
     def share(self, mean_c: Tensor) -> Tensor:
@@ -148,7 +150,7 @@ class Beta(RespondersPrior):
         return self._logits(mean_c, evidence).sigmoid()
 
     def _logits(self, mean_c: Tensor, evidence: Evidence) -> Tensor:
-        """Prior log odds and the log ratio of two normals, of means ``shift`` and 0 and precision ``trust``."""
+        """Prior log odds and log ratio of two normals, of means ``shift`` and 0 and precision ``trust``."""
         return _inside(mean_c).logit() + evidence.moment() - 0.5 * evidence.precision()
 
 
@@ -161,8 +163,8 @@ def _inside(fraction: Tensor) -> Tensor:
 class Dose(RespondersPrior):
     """Cells respond by degrees: the share of a cell is a dose around one.
 
-    ``share_c ~ LogNormal(-spread^2 / 2, spread)``, mean one. The guide reads the dose off the part of the cell's
-    noise that lies along the shift.
+    ``share_c ~ LogNormal(-spread^2 / 2, spread)``, mean one. The guide reads the dose off the part of the
+    cell's noise that lies along the shift.
 
     Parameters
     ----------

@@ -75,7 +75,7 @@ def shift_of_cells(shift_pk: Tensor, targets_cm: Tensor) -> Tensor:
 
 
 def share_of_cells(share_p: Tensor, targets_cm: Tensor) -> Tensor:
-    """Multiply the shares of every perturbation that a cell carries.
+    """Average the shares of the perturbations that a cell carries.
 
     Parameters
     ----------
@@ -88,5 +88,7 @@ def share_of_cells(share_p: Tensor, targets_cm: Tensor) -> Tensor:
     -------
     ``... x cells``.
     """
-    table = torch.cat([share_p, share_p.new_ones((*share_p.shape[:-1], 1))], dim=-1)
-    return table[..., targets_cm].prod(dim=-1)
+    carried_cm = (targets_cm < share_p.shape[-1]).to(share_p.dtype)
+    table = torch.cat([share_p, share_p.new_zeros((*share_p.shape[:-1], 1))], dim=-1)
+    total_c, number_c = table[..., targets_cm].sum(dim=-1), carried_cm.sum(dim=-1)
+    return torch.where(number_c > 0, total_c / number_c.clamp(min=1.0), 1.0)

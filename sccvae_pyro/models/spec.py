@@ -112,6 +112,7 @@ class ModelSpec(BaseModel):
             GraphPrior.from_dict(self.graph),
             PenetrancePrior.from_dict(self.penetrance),
             DirectionPrior.from_dict(self.direction),
+            RespondersPrior.from_dict(self.responders),
             NoisePrior.from_dict(self.noise),
             likelihood,
         )

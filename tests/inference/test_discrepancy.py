@@ -10,6 +10,7 @@ import torch
 from sccvae_pyro.data.loading import Profiles
 from sccvae_pyro.inference import discrepancy
 from sccvae_pyro.inference.discrepancy import Discrepancy, fit_discrepancy
+from sccvae_pyro.inference.posterior import Push
 
 G = 3
 MEAN, SD = np.array([0.5, 0.0, -0.2]), np.array([0.3, 0.0, 0.1])
@@ -29,14 +30,15 @@ def fit(observed, monkeypatch, draws=(0.0, 0.0), n_targets=1):
     """Fit to a program that predicts the same difference for all labels and genes in each draw."""
     n = len(observed.n)
 
-    def means(program, draws_of_globals, controls, shift_slk, *_settings):
-        yield from ((s, np.full((shift_slk.shape[1], G), value)) for s, value in enumerate(draws))
+    def means(program, draws_of_globals, controls, push, *_settings):
+        yield from ((s, np.full((push.share.shape[1], G), value)) for s, value in enumerate(draws))
 
     monkeypatch.setattr(discrepancy, "population_means", means)
     controls = SimpleNamespace(mean_g=np.ones(G), library_c=torch.ones(1))
     program = SimpleNamespace(sizes=SimpleNamespace(genes=G))
     targets = np.full(n, n_targets)
-    return fit_discrepancy(program, None, controls, torch.ones(2, n, 1), observed, targets, 1, 0)
+    push = Push(torch.ones(2, n, 1), torch.ones(2, n))
+    return fit_discrepancy(program, None, controls, push, observed, targets, 1, 0)
 
 
 @pytest.mark.parametrize("n_targets", [1, 2])

@@ -13,10 +13,12 @@ from torch import nn
 from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.inference import posterior
 from sccvae_pyro.inference.objectives import NegativeELBO
-from sccvae_pyro.models import graph, scm
+from sccvae_pyro.inference.results import push_of_cells
+from sccvae_pyro.models import graph
 from sccvae_pyro.models.noise import StandardNormal
 from sccvae_pyro.models.penetrance import Fixed
 from sccvae_pyro.models.program import Priors
+from sccvae_pyro.models.responders import AllCells
 from sccvae_pyro.models.slot import Sizes
 
 NONE = 2  # code of "no perturbation" in worlds of two perturbations
@@ -192,8 +194,7 @@ def test_log_density_is_the_posterior_predictive(separable, proposal):
     cells = Batch(*(part[[0, 13, 25]] for part in batch))
     n_draws = 1500
     draws = posterior.draw(program, n_draws, seed=1)
-    shift = scm.shift_of_cells(draws.shift_pk, cells.targets_cm)
-    found = posterior.log_density(program, draws, cells, shift, seed=2).numpy()
+    found = posterior.log_density(program, draws, cells, push_of_cells(draws, cells), seed=2).numpy()
     K, noise = len(world.B), world.sd**2 * np.eye(5)
     for i, p in enumerate((0, 1, NONE)):
         shift_mean, shift_covariance = np.zeros(K), np.zeros((K, K))
@@ -235,6 +236,7 @@ def test_posterior_of_edges_is_that_of_a_regression():
         graph.Normal(scale),
         Fixed(push),
         _KnownDirection(torch.eye(K).double()),
+        AllCells(),
         StandardNormal(),
         _KnownNoise(0.05),
     )
