@@ -437,6 +437,28 @@ class SCCVAE:
         _check_numbers(n_samples=n_samples)
         return results.penetrance_table(self._draws(n_samples, seed), self.coding.perturbations)
 
+    def guides(self, n_samples: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """Strength of each guide relative to that of its perturbation, with intervals.
+
+        Returns
+        -------
+        DataFrame indexed by guide; columns ``mean``, ``sd``, ``q05``, ``median``, ``q95``.
+
+        Raises
+        ------
+        InputError
+            If the prior does not tell guides apart.
+        """
+        self._require_fit()
+        _check_numbers(n_samples=n_samples)
+        draws = self._draws(n_samples, seed)
+        if "guide_strength" not in draws.values:
+            raise InputError(
+                "Guides of a perturbation are taken as equally strong. Build the model with "
+                'penetrance="Guides" on a screen with guide_key.'
+            )
+        return results.guide_table(draws, self.coding.guides)
+
     def responders(self, adata: AnnData, n_samples: int = 50, seed: int = 0) -> pd.DataFrame:
         """Share of its shift that each cell shows: with ``Beta``, the probability that it responded.
 
@@ -663,4 +685,4 @@ def _coding(stored: Mapping[str, Any]) -> Coding:
     schema = Schema.from_uns({key: value for key, value in stored["schema"].items() if value})
     covariates = tuple(Covariate(**{**c, "levels": tuple(c["levels"])}) for c in stored["covariates"])
     genes, perturbations, labels = (tuple(stored[key]) for key in ("genes", "perturbations", "labels"))
-    return Coding(schema, genes, perturbations, labels, covariates)
+    return Coding(schema, genes, perturbations, labels, covariates, tuple(stored["guides"]))

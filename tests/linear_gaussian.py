@@ -176,7 +176,9 @@ class LinearGaussian:
         noise = rng.normal(size=(n, K)) + self.strength * self.membership @ direction
         x = noise @ self.effect + rng.normal(0, self.sd, (n, self.loading.shape[1]))
         ones = torch.ones(n, dtype=torch.double)
-        return Batch(torch.tensor(x), ones, torch.tensor(self.targets), torch.zeros(n, 0))
+        return Batch(
+            torch.tensor(x), ones, torch.tensor(self.targets), torch.zeros(n, 0), torch.zeros(n).long()
+        )
 
     def log_evidence(self, batch: Batch) -> float:
         """Log density of all cells together."""

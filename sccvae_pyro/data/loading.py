@@ -21,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from sccvae_pyro.data.counts import log1p_cp10k
 from sccvae_pyro.data.matrix import BLOCK_VALUES, Columns, expression_matrix
-from sccvae_pyro.data.schema import Schema, cell_labels, library_sizes, parse_targets
+from sccvae_pyro.data.schema import Schema, cell_guides, cell_labels, library_sizes, parse_targets
 from sccvae_pyro.data.values import check_unchanged
 from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError
@@ -31,13 +31,15 @@ class Batch(NamedTuple):
     """Cells as the program reads them.
 
     ``x_cg`` cells x genes; ``library_c`` molecules of each cell; ``targets_cm`` codes of the cell's
-    perturbations, padded with the number of perturbations; ``covariates_cv`` coded covariates.
+    perturbations, padded with the number of perturbations; ``covariates_cv`` coded covariates; ``guides_c``
+    code of each cell's guide, the number of guides for control cells and guides without a code.
     """
 
     x_cg: Tensor
     library_c: Tensor
     targets_cm: Tensor
     covariates_cv: Tensor
+    guides_c: Tensor
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class Coding:
         Canonical labels seen in training, combinations included, control first.
     covariates
         Coding of each covariate.
+    guides
+        Guides of the perturbed cells, sorted; empty where guides are not labelled.
     """
 
     schema: Schema
@@ -124,6 +128,7 @@ class Coding:
     perturbations: tuple[str, ...]
     labels: tuple[str, ...]
     covariates: tuple[Covariate, ...]
+    guides: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, adata: AnnData) -> Coding:
@@ -134,8 +139,9 @@ class Coding:
             {target for label in labels for target in parse_targets(label, schema.control)}
         )
         covariates = tuple(Covariate.of(key, adata.obs[key]) for key in schema.covariate_keys)
+        genes = tuple(adata.var_names.astype(str))
         return cls(
-            schema, tuple(adata.var_names.astype(str)), tuple(perturbations), tuple(labels), covariates
+            schema, genes, tuple(perturbations), tuple(labels), covariates, _perturbing_guides(adata, schema)
         )
 
     @property
@@ -176,6 +182,14 @@ class Coding:
         coded = [c.code(obs[c.key]) for c in self.covariates]
         return np.concatenate([np.zeros((len(obs), 0), np.float32), *coded], axis=1).astype(np.float32)
 
+    def guides_of(self, adata: AnnData, schema: Schema) -> np.ndarray:
+        """Code of each cell's guide; the number of guides where it has none that training saw."""
+        found = cell_guides(adata, schema)
+        if found is None or not self.guides:
+            return np.full(adata.n_obs, len(self.guides))
+        codes = pd.Index(self.guides).get_indexer(found)
+        return np.where(codes < 0, len(self.guides), codes)
+
     def screen(self, adata: AnnData) -> Screen:
         """Code the cells of an AnnData that has been set up like the training screen.
 
@@ -203,7 +217,17 @@ class Coding:
             labels=labels,
             targets=self.targets([str(label) for label in labels.cat.categories])[labels.cat.codes],
             covariates=self.covariates_of(adata.obs),
+            guides=self.guides_of(adata, schema),
         )
+
+
+def _perturbing_guides(adata: AnnData, schema: Schema) -> tuple[str, ...]:
+    """Guides of the cells that are not control cells, sorted."""
+    guides = cell_guides(adata, schema)
+    if guides is None:
+        return ()
+    perturbed = (cell_labels(adata, schema) != schema.control).to_numpy()
+    return tuple(sorted({str(guide) for guide in guides[perturbed]}))
 
 
 @dataclass(frozen=True)
@@ -224,6 +248,8 @@ class Screen(Dataset[Batch]):
         Codes of each cell's perturbations, padded.
     covariates
         Coded covariates.
+    guides
+        Code of each cell's guide.
     """
 
     coding: Coding
@@ -232,6 +258,7 @@ class Screen(Dataset[Batch]):
     labels: pd.Series
     targets: np.ndarray
     covariates: np.ndarray
+    guides: np.ndarray
 
     def __len__(self) -> int:
         return len(self.library)
@@ -242,6 +269,7 @@ class Screen(Dataset[Batch]):
             torch.from_numpy(self.library[rows]),
             torch.from_numpy(self.targets[rows]),
             torch.from_numpy(self.covariates[rows]),
+            torch.from_numpy(self.guides[rows]),
         )
 
     def rows(self, rows: np.ndarray) -> np.ndarray:

@@ -20,6 +20,8 @@ from sccvae_pyro.models.program import Program
 DIMENSIONS = {
     "B": ["parent", "node"],
     "strength": ["perturbation"],
+    "guide_strength": ["guide"],
+    "responders": ["perturbation"],
     "direction": ["perturbation", "node"],
     "direction_scale": ["node"],
     "direction_relevance": ["feature"],
@@ -55,6 +57,7 @@ def to_arviz(draws: Draws, nodes: list[str], coding: Coding, features: FeatureTa
         "node": nodes,
         "perturbation": list(coding.perturbations),
         "gene": list(coding.genes),
+        "guide": list(coding.guides),
         "feature": columns,
         "feature_or_constant": ["constant", *columns],
         "function_or_constant": ["constant", *map(str, range(1, functions))],
@@ -106,7 +109,8 @@ def render(program: Program, screen: Screen | None, filename: str | Path | None)
 def _example(program: Program) -> Batch:
     sizes = program.sizes
     targets = torch.full((2, 1), sizes.perturbations)
-    return Batch(torch.zeros(2, sizes.genes), torch.ones(2), targets, torch.zeros(2, sizes.covariates))
+    covariates, guides = torch.zeros(2, sizes.covariates), torch.full((2,), sizes.guides)
+    return Batch(torch.zeros(2, sizes.genes), torch.ones(2), targets, covariates, guides)
 
 
 def versions() -> dict[str, str]:

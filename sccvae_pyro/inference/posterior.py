@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.models import scm
-from sccvae_pyro.models.program import Program
+from sccvae_pyro.models.program import Causes, Program
 from sccvae_pyro.models.responders import Evidence
 
 CELL_CHUNK = 4096
@@ -51,6 +51,8 @@ class Draws:
         ``draws x perturbations x nodes``, of the seen perturbations at penetrance 1.
     share_p
         ``draws x perturbations``, mean share of its shift that a cell shows, of the seen perturbations.
+    relative_g
+        ``draws x guides``, strength of each guide relative to that of its perturbation.
     gene_level
         ``draws x genes``.
     """
@@ -60,7 +62,13 @@ class Draws:
     strength_p: Tensor
     shift_pk: Tensor
     share_p: Tensor
+    relative_g: Tensor
     gene_level: Tensor
+
+    def push_of(self, batch: Batch) -> Push:
+        """What each cell of a batch carries."""
+        causes = Causes(self.B, self.shift_pk, self.share_p, self.relative_g)
+        return Push(causes.shift_of(batch), causes.share_of(batch))
 
     def __len__(self) -> int:
         return len(self.shift_pk)
@@ -125,22 +133,23 @@ def draw(program: Program, n_draws: int, seed: int) -> Draws:
 
 
 def _causes(draws: Draws) -> tuple[Tensor, ...]:
-    return draws.B, draws.strength_p, draws.shift_pk, draws.share_p, draws.gene_level
+    return draws.B, draws.strength_p, draws.shift_pk, draws.share_p, draws.relative_g, draws.gene_level
 
 
 def _draw_at_once(program: Program, n_draws: int) -> Draws:
     with pyro.plate("draws", n_draws, dim=-2):
         values = program.guide_globals()
-        B, shift_pk, share_p = program.causes_given(values, program.seen)
+        causes = program.causes_given(values, program.seen)
         strength_p = program.strength_given(values)
         gene_level = program.gene_level_given(values)
     K = program.sizes.nodes
     return Draws(
         values,
-        scm.drop_cells_dim(B).expand(n_draws, K, K),
+        scm.drop_cells_dim(causes.B).expand(n_draws, K, K),
         strength_p.expand(n_draws, strength_p.shape[-1]),
-        shift_pk.expand(n_draws, *shift_pk.shape[-2:]),
-        share_p.expand(n_draws, share_p.shape[-1]),
+        causes.shift_pk.expand(n_draws, *causes.shift_pk.shape[-2:]),
+        causes.share_p.expand(n_draws, causes.share_p.shape[-1]),
+        causes.relative_g.expand(n_draws, causes.relative_g.shape[-1]),
         gene_level.reshape(-1, gene_level.shape[-1]).expand(n_draws, -1),
     )
 
@@ -172,9 +181,12 @@ def unseen_push(program: Program, draws: Draws, features: Tensor, seed: int) -> 
     # Not hidden from the plate of draws, as causes_given would: each draw has a strength of its own.
     given = poutine.condition(data=population)
     with seeded(seed), pyro.plate("draws", len(draws), dim=-2), given:
-        _, shift_pk, share_p = program.causes(program.describe(features))
+        causes = program.causes(program.describe(features))
     n = len(draws)
-    return Push(shift_pk.expand(n, *shift_pk.shape[-2:]), share_p.expand(n, share_p.shape[-1]))
+    return Push(
+        causes.shift_pk.expand(n, *causes.shift_pk.shape[-2:]),
+        causes.share_p.expand(n, causes.share_p.shape[-1]),
+    )
 
 
 def perturbation_sites(program: Program) -> set[str]:

@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from sccvae_pyro.data.loading import Batch, Coding, Screen
+from sccvae_pyro.data.loading import Coding, Screen
 from sccvae_pyro.inference import posterior
 from sccvae_pyro.inference.posterior import Controls, Draws, Push
 from sccvae_pyro.models import scm
@@ -171,7 +171,7 @@ def counterfactual(
         for name in ("factual", "counterfactual", "effect", "effect_q05", "effect_q95")
     }
     for rows, batch in screen.batches(np.arange(len(screen)), chunk):
-        own = push_of_cells(draws, batch)
+        own = draws.push_of(batch)
         same = new.of([0] * len(rows))
         factual, counter = posterior.counterfactual(program, draws, batch, own, same, seed + int(rows[0]))
         effect = posterior.summarise((counter - factual).numpy())
@@ -198,7 +198,7 @@ def latent(program: Program, draws: Draws, screen: Screen, kind: str, block: int
     for rows, batch in screen.batches(np.arange(len(screen)), block):
         state_ck, trust_ck = program.encode(batch)
         total = torch.zeros_like(state_ck)
-        own = push_of_cells(draws, batch)
+        own = draws.push_of(batch)
         for s in range(len(draws)):
             evidence = posterior.evidence_of(state_ck, trust_ck, draws.B[s], own.shift[s])
             share_c = program.priors.responders.expected(own.share[s], evidence)
@@ -215,7 +215,7 @@ def responders(program: Program, draws: Draws, screen: Screen, block: int = 2048
     table = {name: np.empty(len(screen)) for name in ("mean", "sd", "q05", "q95")}
     for rows, batch in screen.batches(np.arange(len(screen)), block):
         state_ck, trust_ck = program.encode(batch)
-        own = push_of_cells(draws, batch)
+        own = draws.push_of(batch)
         shares = [
             program.priors.responders.expected(
                 own.share[s], posterior.evidence_of(state_ck, trust_ck, draws.B[s], own.shift[s])
@@ -225,14 +225,6 @@ def responders(program: Program, draws: Draws, screen: Screen, block: int = 2048
         for name, values in posterior.summarise(torch.stack(shares).numpy()).items():
             table[name][rows] = values
     return pd.DataFrame(table)
-
-
-def push_of_cells(draws: Draws, batch: Batch) -> Push:
-    """What each cell of a batch carries."""
-    return Push(
-        scm.shift_of_cells(draws.shift_pk, batch.targets_cm),
-        scm.share_of_cells(draws.share_p, batch.targets_cm),
-    )
 
 
 def log_density(
@@ -251,6 +243,13 @@ def penetrance_table(draws: Draws, perturbations: Sequence[str]) -> pd.DataFrame
     """Summarise the strength of each seen perturbation."""
     summary = posterior.summarise(draws.strength_p.numpy(), (0.05, 0.5, 0.95))
     table = pd.DataFrame(summary, index=pd.Index(perturbations, name="perturbation"))
+    return table.rename(columns={"q50": "median"})
+
+
+def guide_table(draws: Draws, guides: Sequence[str]) -> pd.DataFrame:
+    """Summarise the strength of each guide relative to that of its perturbation."""
+    summary = posterior.summarise(draws.relative_g.numpy(), (0.05, 0.5, 0.95))
+    table = pd.DataFrame(summary, index=pd.Index(guides, name="guide"))
     return table.rename(columns={"q50": "median"})
 
 

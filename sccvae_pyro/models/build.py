@@ -64,6 +64,7 @@ def program_of(
         perturbations=len(coding.perturbations),
         features=seen.shape[1],
         covariates=coding.n_covariates,
+        guides=len(coding.guides),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

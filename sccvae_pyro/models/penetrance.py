@@ -13,12 +13,18 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 from torch.distributions import transforms
 
+from sccvae_pyro.errors import InputError
 from sccvae_pyro.models.factors import MeanField, Plated
+from sccvae_pyro.models.scm import drop_cells_dim
 from sccvae_pyro.models.slot import Empty, Perturbations, Prior, Sizes, finite, positive
 
 
 class PenetrancePrior(Prior, slot="penetrance"):
     """Base of the penetrance priors; the site of the strength is ``strength``."""
+
+    def relative(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Strength of each guide relative to its perturbation, ``guides``; ones unless guides differ."""
+        return perturbations.features.new_ones(sizes.guides)
 
 
 @dataclass(frozen=True)
@@ -82,3 +88,168 @@ class Fixed(PenetrancePrior):
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
         """Nothing to learn."""
         return Empty()
+
+
+@dataclass(frozen=True)
+class Gamma(PenetrancePrior):
+    """Positive strengths of mean one; the shape says how much they vary.
+
+    ``strength_p ~ Gamma(concentration, concentration)``: at a concentration of 1 many perturbations do nothing.
+
+    Parameters
+    ----------
+    concentration
+        Shape; the coefficient of variation is its inverse root.
+    """
+
+    concentration: float = 4.0
+
+    def __post_init__(self) -> None:
+        positive(self, concentration=self.concentration)
+
+    def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Sample ``strength``, ``perturbations``."""
+        shape = perturbations.features.new_tensor(self.concentration)
+        with perturbations.plate:
+            return pyro.sample("strength", dist.Gamma(shape, shape))
+
+    def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
+        """Log-normal for each strength."""
+        return _log_normals(sizes)
+
+
+@dataclass(frozen=True)
+class HalfNormal(PenetrancePrior):
+    """Strengths pile up at zero: many perturbations are weak, none is very strong.
+
+    Parameters
+    ----------
+    scale
+        Standard deviation of the normal that is folded.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self, scale=self.scale)
+
+    def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Sample ``strength``, ``perturbations``."""
+        scale = perturbations.features.new_tensor(self.scale)
+        with perturbations.plate:
+            return pyro.sample("strength", dist.HalfNormal(scale))
+
+    def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
+        """Log-normal for each strength."""
+        return _log_normals(sizes)
+
+
+@dataclass(frozen=True)
+class OnFeatures(PenetrancePrior):
+    """Features of the gene say how strong its perturbation is.
+
+    ``log strength_p ~ Normal(features_p . strength_weights, scale)`` and ``strength_weights_e ~ Normal(0, weight)``.
+    An unseen perturbation has the strength that its features tell. Features are standardised, so that the
+    mean log strength of the seen perturbations is zero.
+
+    Parameters
+    ----------
+    weight
+        Width of the belief about what a feature does to the log strength.
+    scale
+        Standard deviation of the log strength around that.
+    """
+
+    weight: float = 0.1
+    scale: float = 0.05
+
+    def __post_init__(self) -> None:
+        positive(self, weight=self.weight, scale=self.scale)
+
+    def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Sample ``strength_weights`` and ``strength``, ``perturbations``."""
+        features = perturbations.features
+        zero = features.new_zeros(())
+        weights_e = pyro.sample(
+            "strength_weights", dist.Normal(zero, self.weight).expand([sizes.features]).to_event(1)
+        )
+        loc_p = (features @ drop_cells_dim(weights_e.unsqueeze(-1))).squeeze(-1)
+        with perturbations.plate:
+            return pyro.sample("strength", dist.LogNormal(loc_p, zero + self.scale))
+
+    def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
+        """Normal for each weight, log-normal for each strength."""
+        return _OnFeaturesFactor(sizes)
+
+
+class _OnFeaturesFactor(nn.Module):
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.weights = MeanField("strength_weights", [sizes.features], 1, scale=0.02)
+        self.strength = _log_normals(sizes)
+
+    def forward(self, perturbations: Perturbations) -> None:
+        """Sample weights and strengths."""
+        self.weights()
+        self.strength(perturbations)
+
+
+@dataclass(frozen=True)
+class Guides(PenetrancePrior):
+    """Guides of one perturbation differ in strength; perturbations vary as another prior says.
+
+    ``log guide_strength_g ~ Normal(0, spread)``, relative to the strength of the perturbation. Needs
+    ``guide_key``.
+
+    Parameters
+    ----------
+    strength
+        Belief about the strength of perturbations: a member of this slot, its name, or a table.
+    spread
+        Standard deviation of the log strength between the guides of a perturbation.
+    """
+
+    strength: PenetrancePrior = LogNormal()
+    spread: float = 0.5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strength", PenetrancePrior.from_dict(self.strength))
+        positive(self, spread=self.spread)
+        if isinstance(self.strength, Guides):
+            raise InputError("Guides: strength must be a belief about perturbations, not Guides again")
+
+    def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Sample ``strength``, ``perturbations``."""
+        return self.strength.model(sizes, perturbations)
+
+    def relative(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Sample ``guide_strength``, ``guides``."""
+        zero = perturbations.features.new_zeros(())
+        with pyro.plate("guides", sizes.guides, dim=-1):
+            return pyro.sample("guide_strength", dist.LogNormal(zero, zero + self.spread))
+
+    def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
+        """Log-normal for each guide, and the factor of the strengths."""
+        if not sizes.guides:
+            raise InputError(
+                "penetrance Guides needs labelled guides. Name their column: guide_key in setup_anndata."
+            )
+        return _GuidesFactor(self.strength.guide(sizes, features), sizes.guides)
+
+
+class _GuidesFactor(nn.Module):
+    def __init__(self, strength: nn.Module, n_guides: int) -> None:
+        super().__init__()
+        self.strength = strength
+        to_positive = [transforms.ExpTransform()]
+        self.relative = MeanField("guide_strength", [n_guides], 0, transforms=to_positive)
+
+    def forward(self, perturbations: Perturbations) -> None:
+        """Sample strengths and relative strengths."""
+        self.strength(perturbations)
+        with pyro.plate("guides", len(self.relative.loc), dim=-1):
+            self.relative()
+
+
+def _log_normals(sizes: Sizes) -> Plated:
+    return Plated(MeanField("strength", [sizes.perturbations], 0, transforms=[transforms.ExpTransform()]))

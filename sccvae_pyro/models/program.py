@@ -7,7 +7,7 @@ With row vectors, ``c`` a cell, ``p`` a perturbation, ``k`` a latent node and ``
     direction ~ direction prior(features)          perturbations x nodes
     z_c       ~ noise prior                        nodes
     share_c   ~ responder prior                    how much of its shift the cell shows
-    shift_c   = sum of strength_p direction_p over the perturbations p of the cell
+    shift_c   = relative_g(c) * sum of strength_p direction_p over the perturbations p of the cell
     u_c       = (z_c + share_c shift_c) (I - B)^-1 linear structural causal model
     x_c       ~ likelihood(decoder(u_c))           genes
 
@@ -56,12 +56,23 @@ class Causes(NamedTuple):
     """The causal globals.
 
     ``B``, nodes x nodes; ``shift_pk``, perturbations x nodes; ``share_p``, perturbations: the mean share of
-    its shift that a cell of the perturbation shows.
+    its shift that a cell of the perturbation shows; ``relative_g``, guides: strength of a guide relative to
+    that of its perturbation.
     """
 
     B: Tensor
     shift_pk: Tensor
     share_p: Tensor
+    relative_g: Tensor
+
+    def shift_of(self, batch: Batch) -> Tensor:
+        """Shift of a full response of each cell, ``... x cells x nodes``."""
+        relative_c = scm.relative_of_cells(self.relative_g, batch.guides_c)
+        return relative_c.unsqueeze(-1) * scm.shift_of_cells(self.shift_pk, batch.targets_cm)
+
+    def share_of(self, batch: Batch) -> Tensor:
+        """Mean share of it that a cell like this shows, ``... x cells``."""
+        return scm.share_of_cells(self.share_p, batch.targets_cm)
 
 
 class Program(PyroModule):
@@ -128,32 +139,31 @@ class Program(PyroModule):
         strength_p = self.priors.penetrance.model(self.sizes, perturbations)
         direction_pk = self.priors.direction.model(self.sizes, perturbations)
         share_p = self.priors.responders.model(self.sizes, perturbations)
-        return Causes(B, strength_p.unsqueeze(-1) * direction_pk, share_p)
+        relative_g = self.priors.penetrance.relative(self.sizes, perturbations)
+        return Causes(B, strength_p.unsqueeze(-1) * direction_pk, share_p, relative_g)
 
     def model(self, batch: Batch) -> Tensor:
         """Generate the expression of a batch of cells, ``cells x genes``."""
-        B, shift_pk, share_p = self.causes(self.seen)
+        causes = self.causes(self.seen)
         gene_level = self.priors.likelihood.model(self.sizes, self.baseline)
         if gene_level.dim() > 1:  # draws x genes: make room for the plate of cells
             gene_level = gene_level.unsqueeze(-2)
         with self.cells(batch):
             z_ck = pyro.sample("z", self.priors.noise.distribution(self.sizes, batch.library_c))
-            share_c = self.priors.responders.share(scm.share_of_cells(share_p, batch.targets_cm))
-            shift_ck = share_c.unsqueeze(-1) * scm.shift_of_cells(shift_pk, batch.targets_cm)
-            u_ck = scm.propagate(z_ck + shift_ck, B)
+            share_c = self.priors.responders.share(causes.share_of(batch))
+            shift_ck = share_c.unsqueeze(-1) * causes.shift_of(batch)
+            u_ck = scm.propagate(z_ck + shift_ck, causes.B)
             change_cg = self.decode(u_ck, batch.covariates_cv)
             x_c = self.priors.likelihood.distribution(change_cg, self.baseline, batch.library_c, gene_level)
             return pyro.sample("x", x_c, obs=batch.x_cg)
 
     def guide(self, batch: Batch) -> None:
         """Propose globals, then share and noise of each cell by abduction."""
-        B, shift_pk, share_p = self.causes_given(self.guide_globals(), self.seen)
+        causes = self.causes_given(self.guide_globals(), self.seen)
         state_ck, trust_ck = self.encode(batch)
-        shift_ck = scm.shift_of_cells(shift_pk, batch.targets_cm)
-        evidence = Evidence(scm.abduct(state_ck, B), trust_ck, shift_ck)
+        evidence = Evidence(scm.abduct(state_ck, causes.B), trust_ck, causes.shift_of(batch))
         with self.cells(batch):
-            mean_c = scm.share_of_cells(share_p, batch.targets_cm)
-            share_c = self.priors.responders.propose(mean_c, evidence)
+            share_c = self.priors.responders.propose(causes.share_of(batch), evidence)
             loc_ck, sd_ck = evidence.noise(share_c)
             pyro.sample("z", dist.Normal(loc_ck, sd_ck).to_event(1))
 

@@ -92,3 +92,21 @@ def share_of_cells(share_p: Tensor, targets_cm: Tensor) -> Tensor:
     table = torch.cat([share_p, share_p.new_zeros((*share_p.shape[:-1], 1))], dim=-1)
     total_c, number_c = table[..., targets_cm].sum(dim=-1), carried_cm.sum(dim=-1)
     return torch.where(number_c > 0, total_c / number_c.clamp(min=1.0), 1.0)
+
+
+def relative_of_cells(relative_g: Tensor, guides_c: Tensor) -> Tensor:
+    """Look up the relative strength of each cell's guide.
+
+    Parameters
+    ----------
+    relative_g
+        ``... x guides``, strength relative to that of the perturbation.
+    guides_c
+        ``cells``, codes of the guides; the code ``guides`` (one past the last) means none: one.
+
+    Returns
+    -------
+    ``... x cells``.
+    """
+    table = torch.cat([relative_g, relative_g.new_ones((*relative_g.shape[:-1], 1))], dim=-1)
+    return table[..., guides_c]

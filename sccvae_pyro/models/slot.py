@@ -30,6 +30,8 @@ class Sizes:
     cells, genes, nodes, perturbations, features, covariates
         Numbers of training cells, genes, latent nodes, seen perturbations, features of a
         perturbation, and columns of coded covariates.
+    guides
+        Guides of the perturbed cells; 0 where guides are not labelled.
     """
 
     cells: int
@@ -38,6 +40,7 @@ class Sizes:
     perturbations: int
     features: int
     covariates: int
+    guides: int = 0
 
 
 class Member(ABC):
@@ -56,7 +59,11 @@ class Member(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Write the member as plain values: its ``name`` and its settings."""
-        return {"name": type(self).__name__, **{f.name: getattr(self, f.name) for f in fields(self)}}  # type: ignore[arg-type]
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        written = {
+            key: value.to_dict() if isinstance(value, Member) else value for key, value in values.items()
+        }
+        return {"name": type(self).__name__, **written}
 
     @classmethod
     def from_dict(cls, spec: Self | str | Mapping[str, Any]) -> Self:

@@ -33,8 +33,8 @@ def program(screen):
 def cells(screen, program):
     """All cells of the screen, in an order that mixes perturbations."""
     order = np.random.default_rng(0).permutation(program.sizes.cells)
-    x, library, targets, covariates = SCCVAE(screen, n_nodes=1)._screen[order]
-    return Batch(x.double(), library.double(), targets, covariates.double())
+    x, library, targets, covariates, guides = SCCVAE(screen, n_nodes=1)._screen[order]
+    return Batch(x.double(), library.double(), targets, covariates.double(), guides)
 
 
 def part(batch, rows):

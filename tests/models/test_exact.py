@@ -13,7 +13,6 @@ from torch import nn
 from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.inference import posterior
 from sccvae_pyro.inference.objectives import NegativeELBO
-from sccvae_pyro.inference.results import push_of_cells
 from sccvae_pyro.models import graph
 from sccvae_pyro.models.noise import StandardNormal
 from sccvae_pyro.models.penetrance import Fixed
@@ -194,7 +193,7 @@ def test_log_density_is_the_posterior_predictive(separable, proposal):
     cells = Batch(*(part[[0, 13, 25]] for part in batch))
     n_draws = 1500
     draws = posterior.draw(program, n_draws, seed=1)
-    found = posterior.log_density(program, draws, cells, push_of_cells(draws, cells), seed=2).numpy()
+    found = posterior.log_density(program, draws, cells, draws.push_of(cells), seed=2).numpy()
     K, noise = len(world.B), world.sd**2 * np.eye(5)
     for i, p in enumerate((0, 1, NONE)):
         shift_mean, shift_covariance = np.zeros(K), np.zeros((K, K))
@@ -231,7 +230,13 @@ def test_posterior_of_edges_is_that_of_a_regression():
     targets = np.repeat(np.arange(K + 1), n // (K + 1))[:, None]
     shift = push * np.eye(K + 1)[targets[:, 0], :K]
     state = (rng.normal(size=(n, K)) + shift) @ np.linalg.inv(np.eye(K) - B)
-    batch = Batch(torch.tensor(state), torch.ones(n).double(), torch.tensor(targets), torch.zeros(n, 0))
+    batch = Batch(
+        torch.tensor(state),
+        torch.ones(n).double(),
+        torch.tensor(targets),
+        torch.zeros(n, 0),
+        torch.zeros(n).long(),
+    )
     priors = Priors(
         graph.Normal(scale),
         Fixed(push),

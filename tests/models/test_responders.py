@@ -27,7 +27,7 @@ def evidence_of(read):
 
 
 def test_probability_of_a_response_is_bayes_rule():
-    """What is read of a node is its noise (variance 1) with the error of reading: variance 1 / trust in all."""
+    """What is read of a node is its noise and the error of reading: a variance of 1 / trust in all."""
     found = priors.responders.Beta().expected(torch.full((2,), 0.3, dtype=torch.double), evidence_of(READ))
     responding, escaped = (stats.norm(mean, TRUST**-0.5).logpdf(READ).sum(1) for mean in (SHIFT, np.zeros(K)))
     expected = 0.3 * np.exp(responding) / (0.3 * np.exp(responding) + 0.7 * np.exp(escaped))

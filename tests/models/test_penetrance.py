@@ -1,0 +1,157 @@
+"""Penetrance priors: densities, guide factors, strengths from features and of guides."""
+
+import math
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from scipy import stats
+
+import sccvae_pyro as sv
+from sccvae_pyro import SCCVAE, InputError
+from sccvae_pyro.inference import posterior
+from sccvae_pyro.models.direction import Linear
+from sccvae_pyro.models.penetrance import Gamma, Guides, HalfNormal, LogNormal, OnFeatures
+from sccvae_pyro.models.scm import relative_of_cells
+from sccvae_pyro.models.slot import Described, Member, Perturbations, Sizes
+
+SIZES = Sizes(cells=10, genes=6, nodes=4, perturbations=5, features=3, covariates=0, guides=7)
+FEATURES = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+STRENGTH = np.array([0.2, 0.7, 1.0, 1.5, 4.0])
+RELATIVE = np.array([0.1, 0.5, 0.9, 1.0, 1.1, 2.0, 5.0])
+CATALOGUE = [Gamma(2.0), HalfNormal(0.7), OnFeatures(), Guides(), Guides(strength=Gamma(), spread=0.2)]
+
+
+def perturbations():
+    return Perturbations.of(Described(FEATURES, Linear().basis(FEATURES)(FEATURES)))
+
+
+def log_prob(fn, site, value, **given):
+    data = {site: torch.tensor(value, dtype=torch.float32), **given}
+    trace = poutine.trace(poutine.condition(fn, data=data)).get_trace(SIZES, perturbations())
+    trace.compute_log_prob()
+    return trace.nodes[site]["log_prob"]
+
+
+@pytest.mark.parametrize(
+    ("prior", "expected"),
+    [
+        (Gamma(2.0), stats.gamma(2.0, scale=0.5).logpdf(STRENGTH)),
+        (HalfNormal(0.7), stats.halfnorm(scale=0.7).logpdf(STRENGTH)),
+        (Guides(LogNormal(0.1, 0.3)), stats.lognorm(s=0.3, scale=math.exp(0.1)).logpdf(STRENGTH)),
+    ],
+    ids=str,
+)
+def test_density_of_the_strength(prior, expected):
+    np.testing.assert_allclose(log_prob(prior.model, "strength", STRENGTH), expected, rtol=1e-5)
+
+
+def test_density_of_a_strength_that_features_tell():
+    weights = torch.tensor([0.3, -0.2, 0.1])
+    found = log_prob(OnFeatures(scale=0.4).model, "strength", STRENGTH, strength_weights=weights)
+    centre = (FEATURES @ weights).numpy()
+    np.testing.assert_allclose(found, stats.lognorm(s=0.4, scale=np.exp(centre)).logpdf(STRENGTH), rtol=1e-4)
+    of_weights = log_prob(OnFeatures(weight=0.2).model, "strength_weights", weights.numpy())
+    assert float(of_weights) == pytest.approx(stats.norm(scale=0.2).logpdf(weights).sum(), rel=1e-5)
+
+
+def test_density_of_guides():
+    found = log_prob(Guides(spread=0.4).relative, "guide_strength", RELATIVE)
+    np.testing.assert_allclose(found, stats.lognorm(s=0.4).logpdf(RELATIVE), rtol=1e-5)
+
+
+@pytest.mark.parametrize("prior", CATALOGUE, ids=str)
+def test_guide_proposes_what_the_model_samples(prior):
+    seen = perturbations()
+
+    def model():
+        prior.model(SIZES, seen)
+        prior.relative(SIZES, seen)
+
+    with torch.no_grad(), pyro.plate("draws", 3, dim=-2):
+        guide = poutine.trace(prior.guide(SIZES, FEATURES)).get_trace(seen)
+        replayed = poutine.trace(poutine.replay(model, trace=guide)).get_trace()
+        densities = float(guide.log_prob_sum()), float(replayed.log_prob_sum())
+    assert np.isfinite(densities).all()
+    sites = [
+        {name for name in trace.stochastic_nodes if name not in ("perturbations", "guides", "draws")}
+        for trace in (guide, replayed)
+    ]
+    assert sites[0] == sites[1]
+    assert guide.nodes["strength"]["value"].shape == (3, 5)
+
+
+@pytest.mark.parametrize("prior", CATALOGUE, ids=str)
+def test_a_member_within_a_member_is_written_and_read(prior):
+    assert Member.registry["penetrance"][type(prior).__name__].from_dict(prior.to_dict()) == prior
+
+
+def test_members_within_members_are_checked():
+    with pytest.raises(InputError, match="LogNormal has no setting 'scle'"):
+        Guides(strength={"name": "LogNormal", "scle": 1.0})
+    with pytest.raises(InputError, match="not Guides again"):
+        Guides(strength="Guides")
+
+
+def test_a_cell_without_a_guide_has_the_strength_of_the_perturbation():
+    found = relative_of_cells(torch.tensor([0.5, 2.0]), torch.tensor([1, 2, 0]))
+    torch.testing.assert_close(found, torch.tensor([2.0, 1.0, 0.5]))
+
+
+# In the program
+
+
+@pytest.fixture(scope="module")
+def screen():
+    adata = sv.datasets.simulate(
+        n_perturbations=6, cells_per_perturbation=40, n_control=120, n_genes=60, n_modules=2, seed=2
+    )
+    sv.setup_anndata(
+        adata, "perturbation", "control", library_key="total_umi", guide_key="guide", feature_key="features"
+    )
+    return adata
+
+
+def test_guides_are_told_apart(screen, tmp_path):
+    model = SCCVAE(screen, n_nodes=3, hidden=(8,), penetrance="Guides").fit(
+        max_epochs=1, batch_size=64, progress=False
+    )
+    table = model.guides(n_samples=20)
+    perturbed = screen.obs["perturbation"] != "control"
+    assert list(table.index) == sorted(screen.obs.loc[perturbed, "guide"].unique())
+    assert (table["q05"] < table["q95"]).all()
+    draws = posterior.draw(model.program, 3, 0)
+    cells = model.coding.screen(screen)[np.arange(len(screen))]
+    push = draws.push_of(cells)
+    row = int(np.flatnonzero(perturbed)[0])
+    guide = sorted(table.index).index(screen.obs["guide"].iloc[row])
+    label = screen.obs["perturbation"].iloc[row]
+    expected = draws.relative_g[:, guide, None] * model._push(draws, [label], 0).shift[:, 0]
+    torch.testing.assert_close(push.shift[:, row], expected)
+    model.save(tmp_path / "model")
+    loaded = SCCVAE.load(tmp_path / "model")
+    assert loaded.coding.guides == model.coding.guides
+    assert loaded.priors.penetrance == model.priors.penetrance
+    assert model.to_arviz(n_samples=3).posterior["guide_strength"].dims == ("chain", "draw", "guide")
+
+
+def test_guides_need_a_column(screen):
+    without = screen.copy()
+    sv.setup_anndata(without, "perturbation", "control", library_key="total_umi", feature_key="features")
+    with pytest.raises(InputError, match="guide_key"):
+        SCCVAE(without, n_nodes=3, hidden=(8,), penetrance="Guides")
+    model = SCCVAE(without, n_nodes=3, hidden=(8,)).fit(max_epochs=1, batch_size=64, progress=False)
+    with pytest.raises(InputError, match="equally strong"):
+        model.guides()
+
+
+def test_cells_of_a_guide_that_training_did_not_see_are_those_of_the_perturbation(screen):
+    kept = screen[screen.obs["guide"] != "G0001-1"].copy()
+    sv.setup_anndata(
+        kept, "perturbation", "control", library_key="total_umi", guide_key="guide", feature_key="features"
+    )
+    model = SCCVAE(kept, n_nodes=3, hidden=(8,), penetrance="Guides")
+    codes = model.coding.screen(screen).guides
+    assert (codes[(screen.obs["guide"] == "G0001-1").to_numpy()] == len(model.coding.guides)).all()
