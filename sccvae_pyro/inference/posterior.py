@@ -381,7 +381,7 @@ def log_density(program: Program, draws: Draws, batch: Batch, push: Push, seed: 
     Tensor, cells; nats.
     """
     state_ck, trust_ck = program.encode(batch)
-    prior = program.priors.noise.distribution(program.sizes, batch.library_c)
+    prior = program.noise(program.baseline)
     weights = []
     with seeded(seed):
         for s in range(len(draws)):

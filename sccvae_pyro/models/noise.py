@@ -2,31 +2,180 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from pyro.distributions.transforms import affine_coupling, permute
+from torch import Tensor, nn
 
-from sccvae_pyro.models.slot import Member, Sizes
+from sccvae_pyro.errors import InputError
+from sccvae_pyro.models.slot import Member, Sizes, positive, whole
 
 
 class NoisePrior(Member, slot="noise"):
     """Base of the noise priors; the site is ``z``, sampled by the program inside the plate ``cells``.
 
     The guide proposes the noise as if its prior had mean 0 and variance 1: give a member these moments.
+    What a member learns of the shape of the noise is a point estimate, as the networks are.
     """
 
     @abstractmethod
-    def distribution(self, sizes: Sizes, like: Tensor) -> dist.TorchDistribution:
-        """Distribution of one cell's noise, event shape ``nodes``, on the device of ``like``."""
+    def module(self, sizes: Sizes) -> nn.Module:
+        """Build what gives the distribution of one cell's noise, event shape ``nodes``."""
+
+
+class _Independent(NoisePrior):
+    """The same noise on every node, nothing to learn."""
+
+    @abstractmethod
+    def node(self, zero: Tensor) -> dist.TorchDistribution:
+        """Distribution of the noise of a node, on the device of a zero."""
+
+    def module(self, sizes: Sizes) -> nn.Module:
+        """Build independent noise."""
+        return _IndependentNodes(self, sizes.nodes)
+
+
+class _IndependentNodes(nn.Module):
+    def __init__(self, prior: _Independent, n_nodes: int) -> None:
+        super().__init__()
+        self.prior, self.n_nodes = prior, n_nodes
+
+    def forward(self, like: Tensor) -> dist.TorchDistribution:
+        """Give the distribution of one cell's noise."""
+        return self.prior.node(like.new_zeros(())).expand([self.n_nodes]).to_event(1)
 
 
 @dataclass(frozen=True)
-class StandardNormal(NoisePrior):
+class StandardNormal(_Independent):
     """Independent standard normal noise on every node. The default."""
 
-    def distribution(self, sizes: Sizes, like: Tensor) -> dist.TorchDistribution:
-        """``Normal(0, I)``."""
-        return dist.Normal(torch.zeros((), device=like.device), 1.0).expand([sizes.nodes]).to_event(1)
+    def node(self, zero: Tensor) -> dist.TorchDistribution:
+        """``Normal(0, 1)``."""
+        return dist.Normal(zero, 1.0)
+
+
+@dataclass(frozen=True)
+class StudentT(_Independent):
+    """Heavy tails: some cells are far from the rest before anything is done to them. Variance 1.
+
+    Parameters
+    ----------
+    df
+        Degrees of freedom, above 2; the smaller, the heavier the tails.
+    """
+
+    df: float = 5.0
+
+    def __post_init__(self) -> None:
+        positive(self, df=self.df)
+        if self.df <= 2:
+            raise InputError(f"StudentT: df must be above 2, for a variance of 1, not {self.df!r}")
+
+    def node(self, zero: Tensor) -> dist.TorchDistribution:
+        """Student's t of variance 1."""
+        return dist.StudentT(zero + self.df, zero, math.sqrt((self.df - 2.0) / self.df))
+
+
+@dataclass(frozen=True)
+class Laplace(_Independent):
+    """Sparse noise: most nodes of a cell are near their mean, a few far. Variance 1.
+
+    Noise that is not normal is what identifies a linear causal model without interventions (Shimizu et al.
+    2006, JMLR 7:2003).
+    """
+
+    def node(self, zero: Tensor) -> dist.TorchDistribution:
+        """Laplace of variance 1."""
+        return dist.Laplace(zero, math.sqrt(0.5))
+
+
+@dataclass(frozen=True)
+class Mixture(NoisePrior):
+    """Cells come in states, such as phases of the cell cycle: a mixture of normals with diagonal covariance.
+
+    Parameters
+    ----------
+    states
+        Number of states.
+    """
+
+    states: int = 4
+
+    def __post_init__(self) -> None:
+        positive(self, states=self.states)
+        whole(self, states=self.states)
+
+    def module(self, sizes: Sizes) -> nn.Module:
+        """Build a mixture whose states start apart by a fraction of their width."""
+        return _MixtureOfStates(self.states, sizes.nodes)
+
+
+class _MixtureOfStates(nn.Module):
+    def __init__(self, n_states: int, n_nodes: int) -> None:
+        super().__init__()
+        self.logits_s = nn.Parameter(torch.zeros(n_states))
+        self.mean_sk = nn.Parameter(0.3 * torch.randn(n_states, n_nodes))
+        self.log_sd_sk = nn.Parameter(torch.zeros(n_states, n_nodes))
+
+    def forward(self, like: Tensor) -> dist.TorchDistribution:
+        """Give the distribution of one cell's noise."""
+        states = dist.Normal(self.mean_sk, self.log_sd_sk.exp()).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits_s), states)
+
+
+@dataclass(frozen=True)
+class Flow(NoisePrior):
+    """Noise of any smooth shape: a normal, bent by affine coupling layers (Dinh et al. 2017, ICLR).
+
+    Parameters
+    ----------
+    layers
+        Coupling layers, each of which moves one half of the nodes given the other.
+    hidden
+        Width of the networks in the layers.
+    """
+
+    layers: int = 4
+    hidden: int = 32
+
+    def __post_init__(self) -> None:
+        positive(self, layers=self.layers, hidden=self.hidden)
+        whole(self, layers=self.layers, hidden=self.hidden)
+
+    def module(self, sizes: Sizes) -> nn.Module:
+        """Build a flow that starts at the normal.
+
+        Raises
+        ------
+        InputError
+            If there are fewer than two nodes.
+        """
+        if sizes.nodes < 2:
+            raise InputError("noise Flow couples nodes with one another: n_nodes must be at least 2")
+        return _CouplingFlow(self, sizes.nodes)
+
+
+class _CouplingFlow(nn.Module):
+    def __init__(self, prior: Flow, n_nodes: int) -> None:
+        super().__init__()
+        self.n_nodes = n_nodes
+        # Reversing the nodes lets every layer move the half that the one before it kept.
+        self.register_buffer("reversed", torch.arange(n_nodes).flip(0))
+        self.couplings = nn.ModuleList(
+            affine_coupling(n_nodes, hidden_dims=[prior.hidden]) for _ in range(prior.layers)
+        )
+        for coupling in self.couplings:
+            last = coupling.nn.layers[-1]
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, like: Tensor) -> dist.TorchDistribution:
+        """Give the distribution of one cell's noise."""
+        base = dist.Normal(like.new_zeros(self.n_nodes), 1.0).to_event(1)
+        turn = permute(self.n_nodes, self.reversed)
+        steps = [step for coupling in self.couplings for step in (coupling, turn)]
+        return dist.TransformedDistribution(base, steps)

@@ -94,7 +94,7 @@ class Fixed(PenetrancePrior):
 class Gamma(PenetrancePrior):
     """Positive strengths of mean one; the shape says how much they vary.
 
-    ``strength_p ~ Gamma(concentration, concentration)``: at a concentration of 1 many perturbations do nothing.
+    ``strength_p ~ Gamma(concentration, concentration)``: at a concentration of 1 many do next to nothing.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ class HalfNormal(PenetrancePrior):
 class OnFeatures(PenetrancePrior):
     """Features of the gene say how strong its perturbation is.
 
-    ``log strength_p ~ Normal(features_p . strength_weights, scale)`` and ``strength_weights_e ~ Normal(0, weight)``.
+    ``log strength_p ~ Normal(features_p . strength_weights, scale)``, ``strength_weights_e ~ Normal(0, weight)``.
     An unseen perturbation has the strength that its features tell. Features are standardised, so that the
     mean log strength of the seen perturbations is zero.
 

@@ -121,6 +121,7 @@ class Program(PyroModule):
         self.penetrance_factor = priors.penetrance.guide(sizes, features)
         self.responders_factor = priors.responders.guide(sizes, features)
         self.direction_factor = priors.direction.guide(sizes, features)
+        self.noise = priors.noise.module(sizes)
         self.gene_factor = priors.likelihood.guide(sizes)
 
     @property
@@ -149,7 +150,7 @@ class Program(PyroModule):
         if gene_level.dim() > 1:  # draws x genes: make room for the plate of cells
             gene_level = gene_level.unsqueeze(-2)
         with self.cells(batch):
-            z_ck = pyro.sample("z", self.priors.noise.distribution(self.sizes, batch.library_c))
+            z_ck = pyro.sample("z", self.noise(self.baseline))
             share_c = self.priors.responders.share(causes.share_of(batch))
             shift_ck = share_c.unsqueeze(-1) * causes.shift_of(batch)
             u_ck = scm.propagate(z_ck + shift_ck, causes.B)

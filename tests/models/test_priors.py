@@ -110,7 +110,7 @@ def test_density_of_gene_level(likelihood, site, median):
 
 def test_noise_is_standard_normal():
     z = torch.randn(10, 4)
-    found = priors.noise.StandardNormal().distribution(SIZES, z).log_prob(z)
+    found = priors.noise.StandardNormal().module(SIZES)(z).log_prob(z)
     np.testing.assert_allclose(found, stats.norm.logpdf(z).sum(1), rtol=ROUNDED)
 
 
