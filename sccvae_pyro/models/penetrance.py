@@ -148,7 +148,7 @@ class HalfNormal(PenetrancePrior):
 class OnFeatures(PenetrancePrior):
     """Features of the gene say how strong its perturbation is.
 
-    ``log strength_p ~ Normal(features_p . strength_weights, scale)``, ``strength_weights_e ~ Normal(0, weight)``.
+    ``log strength_p ~ Normal(features_p . strength_weights, scale)``, weights ``Normal(0, weight)``.
     An unseen perturbation has the strength that its features tell. Features are standardised, so that the
     mean log strength of the seen perturbations is zero.
 
