@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.models import scm
+from sccvae_pyro.models.observation import Profile
 from sccvae_pyro.models.program import Program
 
 CELL_CHUNK = 4096
@@ -49,7 +51,7 @@ class Draws:
     shift_pk
         ``draws x perturbations x nodes``, of the seen perturbations at penetrance 1.
     gene_level
-        ``draws x genes``.
+        ``draws x variables x genes``, what the likelihood knows of each gene.
     """
 
     values: dict[str, Tensor]
@@ -117,7 +119,7 @@ def _draw_at_once(program: Program, n_draws: int) -> Draws:
         scm.drop_cells_dim(B).expand(n_draws, K, K),
         strength_p.expand(n_draws, strength_p.shape[-1]),
         shift_pk.expand(n_draws, *shift_pk.shape[-2:]),
-        gene_level.reshape(-1, gene_level.shape[-1]).expand(n_draws, -1),
+        gene_level.expand(n_draws, *gene_level.shape[-2:]),
     )
 
 
@@ -184,7 +186,7 @@ def population_means(
 
     Control cells are abducted, pushed and predicted; the same cells and the same noise serve every
     perturbation, so that differences carry little Monte Carlo noise. The expectation over
-    counts is exact (:class:`~sccvae_pyro.data.counts.ExpectedLogCP10K`).
+    counts is exact (:class:`~sccvae_pyro.data.counts.ExpectationTable`).
 
     Parameters
     ----------
@@ -205,7 +207,7 @@ def population_means(
     ------
     Position of the draw and its ``labels x genes`` difference to the control cells, in ``log1p(CP10K)``.
     """
-    profile = program.priors.likelihood.profile(draws.gene_level.mean(0), library)
+    profile = program.priors.likelihood.profile(library)
     generator = torch.Generator().manual_seed(seed)
     n_cells = len(controls.library_c)
     order = torch.randperm(n_cells, generator=generator)
@@ -213,22 +215,21 @@ def population_means(
         rows = order[(s * cells_per_draw + torch.arange(min(cells_per_draw, n_cells))) % n_cells]
         mean, sd = noise_of(controls.state_ck[rows], controls.trust_ck[rows], draws.B[s], 0.0)
         z_ck = mean + sd * torch.randn(mean.shape, generator=generator)
-        covariates = controls.covariates_cv[rows]
-        baseline = _mean_profile(program, profile, z_ck, draws.B[s], covariates)
+        expected = partial(
+            _mean_profile, program, profile, draws.B[s], draws.gene_level[s], controls.covariates_cv[rows]
+        )
+        baseline = expected(z_ck)
         step = max(1, CELL_CHUNK // len(rows))
-        parts = [
-            _mean_profile(program, profile, z_ck + chunk.unsqueeze(-2), draws.B[s], covariates) - baseline
-            for chunk in shift_slk[s].split(step)
-        ]
+        parts = [expected(z_ck + chunk.unsqueeze(-2)) - baseline for chunk in shift_slk[s].split(step)]
         yield s, torch.cat(parts).numpy()
 
 
 def _mean_profile(
-    program: Program, profile: torch.nn.Module, noise: Tensor, B: Tensor, covariates: Tensor
+    program: Program, profile: Profile, B: Tensor, gene_level: Tensor, covariates: Tensor, noise: Tensor
 ) -> Tensor:
     """Mean over cells of the expected profile, ``... x genes``."""
     change = program.decode(scm.propagate(noise, B), covariates)
-    return profile(change, program.baseline).mean(-2)
+    return profile(change, program.baseline, covariates, gene_level).mean(-2)
 
 
 @torch.no_grad()
@@ -262,7 +263,11 @@ def sample_cells(
             z_ck = mean + sd * torch.randn_like(mean) + shift_sk[s]
             change = program.decode(scm.propagate(z_ck, draws.B[s]), controls.covariates_cv[mine])
             x = program.priors.likelihood.distribution(
-                change, program.baseline, controls.library_c[mine], draws.gene_level[s]
+                change,
+                program.baseline,
+                controls.library_c[mine],
+                controls.covariates_cv[mine],
+                draws.gene_level[s],
             )
             out.append(x.sample())
     order = torch.argsort(which, stable=True)
@@ -293,7 +298,7 @@ def counterfactual(
     -------
     Expected ``log1p(CP10K)`` as the cells were and under the new shift, each ``draws x cells x genes``.
     """
-    profile = program.priors.likelihood.profile(draws.gene_level.mean(0), batch.library_c.numpy())
+    profile = program.priors.likelihood.profile(batch.library_c.numpy())
     state_ck, trust_ck = program.encode(batch)
     factual: list[Tensor] = []
     counter: list[Tensor] = []
@@ -303,7 +308,7 @@ def counterfactual(
             z_ck = mean + sd * torch.randn_like(mean)
             for shift, kept in ((own_slk[s], factual), (new_slk[s], counter)):
                 change = program.decode(scm.propagate(z_ck + shift, draws.B[s]), batch.covariates_cv)
-                kept.append(profile(change, program.baseline))
+                kept.append(profile(change, program.baseline, batch.covariates_cv, draws.gene_level[s]))
     return torch.stack(factual), torch.stack(counter)
 
 
@@ -336,7 +341,7 @@ def log_density(program: Program, draws: Draws, batch: Batch, shift_sck: Tensor,
             z_ck = proposal.sample()
             change = program.decode(scm.propagate(z_ck + shift_sck[s], draws.B[s]), batch.covariates_cv)
             x = program.priors.likelihood.distribution(
-                change, program.baseline, batch.library_c, draws.gene_level[s]
+                change, program.baseline, batch.library_c, batch.covariates_cv, draws.gene_level[s]
             )
             weights.append(x.log_prob(batch.x_cg) + prior.log_prob(z_ck) - proposal.log_prob(z_ck))
     return torch.stack(weights).logsumexp(0) - math.log(len(draws))
