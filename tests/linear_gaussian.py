@@ -82,7 +82,7 @@ class _KnownNoise(likelihoods.Normal):
     """Normal values whose residual sd is known."""
 
     def model(self, sizes, baseline_g):
-        return baseline_g.new_full((sizes.genes,), self.sd)
+        return baseline_g.new_full((1, sizes.genes), self.sd)
 
     def guide(self, sizes):
         return _Nothing()

@@ -2,14 +2,17 @@
 
 Every profile in this package is a mean over cells of ``log1p(CP10K)``, that is
 ``log1p(1e4 * count / library)``. The logarithm does not commute with the mean over counts, so
-the expectation is taken over the counts themselves (:class:`ExpectedLogCP10K`), not of the rate.
+the expectation is taken over the counts themselves (:class:`ExpectationTable`), not of the rate.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from scipy import interpolate, sparse, stats
+from scipy import interpolate, sparse, special, stats
+from torch.nn import functional
 
 TARGET_SUM = 1e4
 
@@ -36,88 +39,149 @@ def log1p_cp10k(counts: np.ndarray | sparse.spmatrix, library: np.ndarray) -> np
     return normalised
 
 
-class ExpectedLogCP10K:
-    """Expectation of ``log1p(CP10K)`` under a negative binomial, as a table over the log proportion.
+class Mixture(NamedTuple):
+    """What multiplies the rate of a Poisson count, as quadrature nodes for a range of dispersions.
 
-    For gene ``g`` with inverse dispersion ``r_g`` and a cell whose expected proportion of
-    molecules is ``p``, the table holds ``E[log1p(1e4 x / l)]`` with ``x ~ NB(mean = l p, r_g)``,
-    averaged over the given library sizes ``l``. Look-ups interpolate linearly in ``log p``, which
-    replaces sampling counts by a smooth function without Monte Carlo noise. The expectation over
-    counts uses equal-probability quantiles of the negative binomial, summed exactly over the
-    counts that matter.
+    Every count of this package is Poisson given its rate; members of the likelihoods differ in how the rate
+    varies around its mean. ``log_parameter`` are knots over the logarithm of the dispersion parameter;
+    ``log_factor`` and ``weight``, ``knots x nodes``, the nodes of each.
+    """
+
+    log_parameter: np.ndarray
+    log_factor: np.ndarray
+    weight: np.ndarray
+
+
+def gamma_mixture(n_knots: int = 32, n_nodes: int = 64) -> Mixture:
+    """Gamma of mean 1 and shape ``r``: the counts are negative binomial with variance ``m + m^2 / r``.
+
+    The trapezoidal rule on the log scale, where the density is smooth and dies off at both ends. Its
+    logarithm falls like ``r t`` on the left, so that most of a small ``r`` lies where counts are zero anyway.
+    """
+    log_r = np.linspace(np.log(1e-3), np.log(1e4), n_knots)
+    r = np.exp(log_r)[:, None]
+    with np.errstate(divide="ignore"):
+        low = np.maximum(np.log(stats.gamma.ppf(1e-12, r) / r), -30.0)
+    high = np.log(stats.gamma.isf(1e-12, r) / r)
+    log_factor = low + (high - low) * np.linspace(0.0, 1.0, n_nodes)
+    log_density = r * np.log(r) - special.gammaln(r) + r * (log_factor - np.exp(log_factor))
+    return Mixture(log_r, log_factor, np.exp(log_density) * (high - low) / (n_nodes - 1))
+
+
+def log_normal_mixture(n_knots: int = 32, n_nodes: int = 64) -> Mixture:
+    """Log-normal of mean 1 whose logarithm has the standard deviation ``s``: Poisson log-normal counts."""
+    log_s = np.linspace(np.log(1e-2), np.log(10.0), n_knots)
+    s = np.exp(log_s)[:, None]
+    z = np.linspace(-8.0, 8.0, n_nodes)
+    weight = stats.norm.pdf(z) * (z[1] - z[0])
+    return Mixture(log_s, s * z - s**2 / 2, np.broadcast_to(weight, (n_knots, n_nodes)))
+
+
+def no_mixture() -> Mixture:
+    """The factor is one, whatever the parameter: Poisson counts."""
+    return Mixture(np.arange(4.0), np.zeros((4, 1)), np.ones((4, 1)))
+
+
+class ExpectationTable:
+    """Expectation of ``log1p(CP10K)`` of overdispersed counts, over log proportion and log dispersion.
+
+    For a gene whose expected proportion of molecules is ``p`` the table holds ``E[log1p(1e4 x / l)]`` with
+    ``x ~ Poisson(l p w)`` and ``w`` from the mixture, averaged over the given library sizes ``l``. The
+    sum over counts, the integral over ``w`` and the bilinear look-up are together exact to 3e-4. That
+    replaces sampling counts by a smooth function without Monte Carlo noise.
 
     Parameters
     ----------
-    inverse_dispersion
-        ``r_g``, genes; the variance of a count of mean ``m`` is ``m + m^2 / r_g``.
+    mixture
+        How the rate varies around its mean.
     library
         Representative library sizes; at most ``n_library`` of their quantiles are kept.
-    n_grid
-        Grid points over ``log p``.
     n_library
         Quantiles of the library sizes to average over.
-    n_dispersion
-        Knots over the logarithm of the inverse dispersion; genes between knots are interpolated, so
-        that the cost does not grow with the number of genes.
+    n_grid, n_fine
+        Points over ``log p`` at which the expectation is computed, and points along each axis of the table
+        that a cubic spline makes of them.
     """
 
-    LOG_LOW, LOG_HIGH = np.log(1e-8), np.log(0.5)
+    LOG_LOW, LOG_HIGH = np.log(1e-8), 0.0
 
     def __init__(
         self,
-        inverse_dispersion: np.ndarray,
+        mixture: Mixture,
         library: np.ndarray,
-        n_grid: int = 96,
         n_library: int = 9,
-        n_dispersion: int = 24,
+        n_grid: int = 96,
+        n_fine: int = 384,
     ) -> None:
         middles = (np.arange(n_library) + 0.5) / n_library
         libraries = np.quantile(np.asarray(library, dtype=np.float64), middles)
         grid = np.linspace(self.LOG_LOW, self.LOG_HIGH, n_grid)
-        log_r = np.log(np.asarray(inverse_dispersion, dtype=np.float64))
-        knots = np.linspace(log_r.min() - 1e-6, log_r.max() + 1e-6, n_dispersion)
-        table = np.mean([_expected_log1p(np.exp(grid), np.exp(knots), size) for size in libraries], axis=0)
-        table = interpolate.make_interp_spline(knots, table, k=3)(log_r)
-        self._table_gt = torch.as_tensor(table, dtype=torch.float32)
-        self._step = float(grid[1] - grid[0])
+        coarse = np.mean([_expected_log1p(grid, mixture, size) for size in libraries], axis=0)
+        self._ends = float(mixture.log_parameter[0]), float(mixture.log_parameter[-1])
+        fine = np.linspace(*self._ends, n_fine), np.linspace(self.LOG_LOW, self.LOG_HIGH, n_fine)
+        table = interpolate.RectBivariateSpline(mixture.log_parameter, grid, coarse)(*fine)
+        self._table = torch.as_tensor(table, dtype=torch.float32)
 
-    def __call__(self, log_proportion: torch.Tensor) -> torch.Tensor:
+    def __call__(self, log_proportion: torch.Tensor, log_parameter: torch.Tensor) -> torch.Tensor:
         """Look up the expectation.
 
         Parameters
         ----------
         log_proportion
-            ``... x genes``, natural logarithm of the expected proportion of molecules.
+            ``... x cells x genes``, natural logarithm of the expected proportion of molecules.
+        log_parameter
+            Logarithm of the mixture's parameter, of a shape that broadcasts with it. Values beyond the
+            knots are taken to their ends, where the expectation is flat.
 
         Returns
         -------
-        Tensor of the same shape, in ``log1p(CP10K)`` units.
+        Tensor, ``... x cells x genes``, in ``log1p(CP10K)`` units.
         """
-        n_genes, n_grid = self._table_gt.shape
-        table = self._table_gt.to(log_proportion.device)
-        position = (log_proportion - self.LOG_LOW).div_(self._step).clamp_(0.0, n_grid - 1.001)
-        below = position.floor()
-        weight = position - below
-        offset = torch.arange(n_genes, device=log_proportion.device) * n_grid
-        index = below.long() + offset
-        flat = table.reshape(-1)
-        return torch.lerp(flat[index], flat[index + 1], weight)
+        column = _between(log_proportion, self.LOG_LOW, self.LOG_HIGH)
+        row = _between(log_parameter, *self._ends).expand_as(column)
+        where = torch.stack([column, row], dim=-1).reshape(-1, 1, column.shape[-1], 2)
+        table = self._table.to(column).expand(len(where), 1, -1, -1)
+        found = functional.grid_sample(table, where, padding_mode="border", align_corners=True)
+        return found.reshape(column.shape)
 
 
-def _expected_log1p(proportion: np.ndarray, inverse_dispersion: np.ndarray, library: float) -> np.ndarray:
-    """Genes x grid table of ``E[log1p(1e4 x / library)]`` by quadrature over the gamma mixing rate.
+class ExpectedLogCP10K:
+    """Expectation of ``log1p(CP10K)`` of negative binomial counts of known dispersion.
 
-    A negative binomial is a Poisson whose rate is gamma distributed. The inner Poisson expectation
-    depends on the rate alone, so it is tabulated once and averaged over gamma quantiles.
+    Parameters
+    ----------
+    inverse_dispersion
+        ``r_g``, genes; the variance of a count of mean ``m`` is ``m + m^2 / r_g``.
+    library, n_library
+        See :class:`ExpectationTable`.
     """
-    rates = np.logspace(-7, np.log10(library) + 1.5, 700)
-    inner = _poisson_expectation(rates, TARGET_SUM / library)
-    n_quantiles = 64
-    middles = (np.arange(n_quantiles) + 0.5) / n_quantiles
-    unit = stats.gamma.ppf(middles, inverse_dispersion[:, None]) / inverse_dispersion[:, None]
-    unit /= unit.mean(axis=1, keepdims=True)
-    rate = proportion[None, :, None] * library * np.maximum(unit[:, None, :], 1e-12)
-    return np.interp(np.log(rate), np.log(rates), inner).mean(axis=-1)
+
+    def __init__(self, inverse_dispersion: np.ndarray, library: np.ndarray, n_library: int = 9) -> None:
+        self._log_r = torch.as_tensor(np.log(inverse_dispersion), dtype=torch.float32)
+        self._table = ExpectationTable(gamma_mixture(), library, n_library)
+
+    def __call__(self, log_proportion: torch.Tensor) -> torch.Tensor:
+        """Look up the expectation of each gene, ``... x genes``, given its log proportion."""
+        return self._table(log_proportion, self._log_r.to(log_proportion))
+
+
+def _between(value: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Position between two ends, as -1 to 1."""
+    return (value - low) * (2.0 / (high - low)) - 1.0
+
+
+def _expected_log1p(log_proportion: np.ndarray, mixture: Mixture, library: float) -> np.ndarray:
+    """Knots x grid table of ``E[log1p(1e4 x / library)]`` by quadrature over the mixing factor.
+
+    The inner Poisson expectation depends on the rate alone, so it is tabulated once and averaged over nodes.
+    """
+    log_rates = np.linspace(np.log(1e-7), np.log(1e3 * library), 300)
+    inner = interpolate.make_interp_spline(
+        log_rates, _poisson_expectation(np.exp(log_rates), TARGET_SUM / library)
+    )
+    fine = np.linspace(log_rates[0], log_rates[-1], 3000)
+    log_rate = log_proportion[:, None] + np.log(library) + mixture.log_factor[:, None, :]
+    return np.einsum("kgn,kn->kg", np.interp(log_rate, fine, inner(fine)), mixture.weight)
 
 
 def _poisson_expectation(rates: np.ndarray, scale: float, exact_below: float = 200.0) -> np.ndarray:

@@ -12,7 +12,7 @@ import pyro
 import torch
 
 from sccvae_pyro.data.features import FeatureTable
-from sccvae_pyro.data.loading import Batch, Coding, Screen
+from sccvae_pyro.data.loading import Batch, Coding, Covariate, Screen
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.inference.posterior import Draws
 from sccvae_pyro.models.program import Program
@@ -29,7 +29,12 @@ DIMENSIONS = {
     "direction_weights": ["node", "feature_or_constant"],
     "direction_function_weights": ["node", "function_or_constant"],
     "inverse_dispersion": ["gene"],
+    "dispersion_offset": ["gene", "covariate"],
+    "dispersion_spread": ["covariate"],
+    "dropout": ["gene"],
+    "overdispersion_sd": ["gene"],
     "residual_sd": ["gene"],
+    "residual_scale": ["gene"],
 }
 """Names of the dimensions of the documented sites."""
 
@@ -58,6 +63,7 @@ def to_arviz(draws: Draws, nodes: list[str], coding: Coding, features: FeatureTa
         "perturbation": list(coding.perturbations),
         "gene": list(coding.genes),
         "guide": list(coding.guides),
+        "covariate": [name for covariate in coding.covariates for name in _columns(covariate)],
         "feature": columns,
         "feature_or_constant": ["constant", *columns],
         "function_or_constant": ["constant", *map(str, range(1, functions))],
@@ -66,6 +72,11 @@ def to_arviz(draws: Draws, nodes: list[str], coding: Coding, features: FeatureTa
     dims = {name: DIMENSIONS[name] for name in posterior if name in DIMENSIONS}
     used = {dim for names in dims.values() for dim in names}
     return _from_dict(posterior, dims=dims, coords={name: coords[name] for name in used})
+
+
+def _columns(covariate: Covariate) -> list[str]:
+    """Names of the coded columns of a covariate."""
+    return [f"{covariate.key}={level}" for level in covariate.levels] or [covariate.key]
 
 
 def _event(name: str, value: torch.Tensor, n_draws: int, coords: dict[str, list[str]]) -> Any:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.models import scm
+from sccvae_pyro.models.observation import Profile
 from sccvae_pyro.models.program import Causes, Program
 from sccvae_pyro.models.responders import Evidence
 
@@ -54,7 +56,7 @@ class Draws:
     relative_g
         ``draws x guides``, strength of each guide relative to that of its perturbation.
     gene_level
-        ``draws x genes``.
+        ``draws x variables x genes``, what the likelihood knows of each gene.
     """
 
     values: dict[str, Tensor]
@@ -150,7 +152,7 @@ def _draw_at_once(program: Program, n_draws: int) -> Draws:
         causes.shift_pk.expand(n_draws, *causes.shift_pk.shape[-2:]),
         causes.share_p.expand(n_draws, causes.share_p.shape[-1]),
         causes.relative_g.expand(n_draws, causes.relative_g.shape[-1]),
-        gene_level.reshape(-1, gene_level.shape[-1]).expand(n_draws, -1),
+        gene_level.expand(n_draws, *gene_level.shape[-2:]),
     )
 
 
@@ -225,7 +227,7 @@ def population_means(
 
     Control cells are abducted, pushed and predicted; the same cells and the same noise serve every
     perturbation, so that differences carry little Monte Carlo noise. The expectation over
-    counts is exact (:class:`~sccvae_pyro.data.counts.ExpectedLogCP10K`).
+    counts is exact (:class:`~sccvae_pyro.data.counts.ExpectationTable`).
 
     Parameters
     ----------
@@ -246,7 +248,7 @@ def population_means(
     ------
     Position of the draw and its ``labels x genes`` difference to the control cells, in ``log1p(CP10K)``.
     """
-    profile = program.priors.likelihood.profile(draws.gene_level.mean(0), library)
+    profile = program.priors.likelihood.profile(library)
     generator = torch.Generator().manual_seed(seed)
     n_cells = len(controls.library_c)
     order = torch.randperm(n_cells, generator=generator)
@@ -254,27 +256,26 @@ def population_means(
         rows = order[(s * cells_per_draw + torch.arange(min(cells_per_draw, n_cells))) % n_cells]
         mean, sd = noise_of_controls(controls, rows, draws.B[s])
         z_ck = mean + sd * torch.randn(mean.shape, generator=generator)
-        covariates = controls.covariates_cv[rows]
-        baseline = _mean_profile(program, profile, z_ck, draws.B[s], covariates)
+        expected = partial(
+            _mean_profile, program, profile, draws.B[s], draws.gene_level[s], controls.covariates_cv[rows]
+        )
+        baseline = expected(z_ck)
         step = max(1, CELL_CHUNK // len(rows))
         with seeded(seed + s):
             response_c1 = program.priors.responders.response(torch.ones(len(rows))).unsqueeze(-1)
         parts = [
-            _mean_profile(
-                program, profile, z_ck + response_c1 * shift_lk.unsqueeze(-2), draws.B[s], covariates
-            )
-            - baseline
+            expected(z_ck + response_c1 * shift_lk.unsqueeze(-2)) - baseline
             for shift_lk in push.shift[s].split(step)
         ]
         yield s, (push.share[s].unsqueeze(-1) * torch.cat(parts)).numpy()
 
 
 def _mean_profile(
-    program: Program, profile: torch.nn.Module, noise: Tensor, B: Tensor, covariates: Tensor
+    program: Program, profile: Profile, B: Tensor, gene_level: Tensor, covariates: Tensor, noise: Tensor
 ) -> Tensor:
     """Mean over cells of the expected profile, ``... x genes``."""
     change = program.decode(scm.propagate(noise, B), covariates)
-    return profile(change, program.baseline).mean(-2)
+    return profile(change, program.baseline, covariates, gene_level).mean(-2)
 
 
 @torch.no_grad()
@@ -309,7 +310,11 @@ def sample_cells(
             z_ck = mean + sd * torch.randn_like(mean) + share_c.unsqueeze(-1) * push.shift[s]
             change = program.decode(scm.propagate(z_ck, draws.B[s]), controls.covariates_cv[mine])
             x = program.priors.likelihood.distribution(
-                change, program.baseline, controls.library_c[mine], draws.gene_level[s]
+                change,
+                program.baseline,
+                controls.library_c[mine],
+                controls.covariates_cv[mine],
+                draws.gene_level[s],
             )
             out.append(x.sample())
     order = torch.argsort(which, stable=True)
@@ -341,7 +346,7 @@ def counterfactual(
     -------
     Expected ``log1p(CP10K)`` as the cells were and under the new shift, each ``draws x cells x genes``.
     """
-    profile = program.priors.likelihood.profile(draws.gene_level.mean(0), batch.library_c.numpy())
+    profile = program.priors.likelihood.profile(batch.library_c.numpy())
     state_ck, trust_ck = program.encode(batch)
     responders = program.priors.responders
     is_control = (batch.targets_cm == program.sizes.perturbations).all(-1)
@@ -357,7 +362,7 @@ def counterfactual(
             for shift_ck, share, kept in ((own.shift[s], share_c, factual), (new.shift[s], new_c, counter)):
                 state = scm.propagate(z_ck + share.unsqueeze(-1) * shift_ck, draws.B[s])
                 change = program.decode(state, batch.covariates_cv)
-                kept.append(profile(change, program.baseline))
+                kept.append(profile(change, program.baseline, batch.covariates_cv, draws.gene_level[s]))
     return torch.stack(factual), torch.stack(counter)
 
 
@@ -394,7 +399,7 @@ def log_density(program: Program, draws: Draws, batch: Batch, push: Push, seed: 
             shift_ck = share_c.unsqueeze(-1) * push.shift[s]
             change = program.decode(scm.propagate(z_ck + shift_ck, draws.B[s]), batch.covariates_cv)
             x = program.priors.likelihood.distribution(
-                change, program.baseline, batch.library_c, draws.gene_level[s]
+                change, program.baseline, batch.library_c, batch.covariates_cv, draws.gene_level[s]
             )
             weight_c = x.log_prob(batch.x_cg) + prior.log_prob(z_ck) - proposal.log_prob(z_ck)
             weights.append(weight_c + share_weight_c)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.transforms import affine_coupling, permute
+from pyro.distributions.transforms import AffineCoupling, permute
+from pyro.nn import DenseNN
 from torch import Tensor, nn
 
 from sccvae_pyro.errors import InputError
@@ -165,13 +167,7 @@ class _CouplingFlow(nn.Module):
         self.n_nodes = n_nodes
         # Reversing the nodes lets every layer move the half that the one before it kept.
         self.register_buffer("reversed", torch.arange(n_nodes).flip(0))
-        self.couplings = nn.ModuleList(
-            affine_coupling(n_nodes, hidden_dims=[prior.hidden]) for _ in range(prior.layers)
-        )
-        for coupling in self.couplings:
-            last = coupling.nn.layers[-1]
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.couplings = nn.ModuleList(_identity_coupling(n_nodes, prior.hidden) for _ in range(prior.layers))
 
     def forward(self, like: Tensor) -> dist.TorchDistribution:
         """Give the distribution of one cell's noise."""
@@ -179,3 +175,12 @@ class _CouplingFlow(nn.Module):
         turn = permute(self.n_nodes, self.reversed)
         steps = [step for coupling in self.couplings for step in (coupling, turn)]
         return dist.TransformedDistribution(base, steps)
+
+
+def _identity_coupling(n_nodes: int, hidden: int) -> AffineCoupling:
+    """Build a coupling layer that does nothing as yet."""
+    kept = n_nodes // 2
+    network: Any = DenseNN(kept, [hidden], [n_nodes - kept, n_nodes - kept])
+    nn.init.zeros_(network.layers[-1].weight)
+    nn.init.zeros_(network.layers[-1].bias)
+    return AffineCoupling(kept, network)

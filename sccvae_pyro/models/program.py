@@ -33,9 +33,9 @@ from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.models import scm
 from sccvae_pyro.models.direction import DirectionPrior
 from sccvae_pyro.models.graph import GraphPrior
-from sccvae_pyro.models.likelihoods import Likelihood
 from sccvae_pyro.models.networks import Decoder, Encoder
 from sccvae_pyro.models.noise import NoisePrior
+from sccvae_pyro.models.observation import Likelihood
 from sccvae_pyro.models.penetrance import PenetrancePrior
 from sccvae_pyro.models.responders import Evidence, RespondersPrior
 from sccvae_pyro.models.slot import Basis, Described, Perturbations, Sizes
@@ -147,15 +147,15 @@ class Program(PyroModule):
         """Generate the expression of a batch of cells, ``cells x genes``."""
         causes = self.causes(self.seen)
         gene_level = self.priors.likelihood.model(self.sizes, self.baseline)
-        if gene_level.dim() > 1:  # draws x genes: make room for the plate of cells
-            gene_level = gene_level.unsqueeze(-2)
         with self.cells(batch):
             z_ck = pyro.sample("z", self.noise(self.baseline))
             share_c = self.priors.responders.share(causes.share_of(batch))
             shift_ck = share_c.unsqueeze(-1) * causes.shift_of(batch)
             u_ck = scm.propagate(z_ck + shift_ck, causes.B)
             change_cg = self.decode(u_ck, batch.covariates_cv)
-            x_c = self.priors.likelihood.distribution(change_cg, self.baseline, batch.library_c, gene_level)
+            x_c = self.priors.likelihood.distribution(
+                change_cg, self.baseline, batch.library_c, batch.covariates_cv, gene_level
+            )
             return pyro.sample("x", x_c, obs=batch.x_cg)
 
     def guide(self, batch: Batch) -> None:
@@ -200,7 +200,7 @@ class Program(PyroModule):
             return self.causes(described)
 
     def gene_level_given(self, values: dict[str, Tensor]) -> Tensor:
-        """The likelihood's gene-level variable that follows from drawn globals, ``... x genes``."""
+        """The gene-level variables that follow from drawn globals, ``... x variables x genes``."""
         with poutine.block(), poutine.condition(data=values):
             return self.priors.likelihood.model(self.sizes, self.baseline)
 

@@ -9,8 +9,7 @@ from sccvae_pyro.data.counts import ExpectedLogCP10K, log1p_cp10k
 
 LIBRARY = np.array([500.0, 3000.0, 3000.0, 12000.0])
 MANY = np.tile(LIBRARY, 250)  # so that quantiles fall on the values
-# A linear table of 96 points over 18 log units, curvature at most 1/4 in log p: 0.25 * (18 / 95)^2 / 8.
-INTERPOLATED = 0.0012
+INTERPOLATED = 3e-4  # what a bilinear look-up costs
 
 
 def test_log1p_cp10k_by_hand():
@@ -46,17 +45,17 @@ def test_expectation_against_sampling(proportion, inverse_dispersion):
     sampled = np.log1p(1e4 * rng.poisson(rate) / library)
     standard_error = sampled.std() / np.sqrt(n)
     found = expected(proportion, inverse_dispersion)
-    # 64 quantiles of the rate stand for all: within 1 % of the mean where the rate is most skewed.
-    assert found == pytest.approx(sampled.mean(), abs=4 * standard_error + INTERPOLATED, rel=0.01)
+    assert found == pytest.approx(sampled.mean(), abs=4 * standard_error + INTERPOLATED)
 
 
-def test_expectation_against_the_sum_over_counts():
+@pytest.mark.parametrize("proportion", [1e-6, 2e-3, 0.1])
+@pytest.mark.parametrize("r", [0.05, 2.0, 1e6])
+def test_expectation_against_the_sum_over_counts(r, proportion):
     """One library size, so that all is left is the sum of a negative binomial."""
-    r, proportion, library = 2.0, 2e-3, 5000.0
-    counts = np.arange(2000)
+    library, counts = 5000.0, np.arange(400_000)
     mean = proportion * library
     exact = stats.nbinom(r, r / (r + mean)).pmf(counts) @ np.log1p(1e4 * counts / library)
-    assert expected(proportion, r, np.array([library])) == pytest.approx(exact, abs=INTERPOLATED, rel=0.005)
+    assert expected(proportion, r, np.array([library])) == pytest.approx(exact, abs=INTERPOLATED)
 
 
 def test_logarithm_of_the_mean_is_not_the_mean_of_the_logarithm():
@@ -72,7 +71,7 @@ def test_each_gene_has_its_own_dispersion():
     found = table(torch.tensor(np.log(proportion), dtype=torch.float32).expand(2, 3, 4))
     assert found.shape == (2, 3, 4)
     alone = [expected(p, own) for p, own in zip(proportion, r, strict=True)]
-    np.testing.assert_allclose(found[1, 2], alone, atol=2e-3)
+    np.testing.assert_allclose(found[1, 2], alone, atol=1e-5)
 
 
 def test_expectation_rises_with_the_proportion():
