@@ -24,6 +24,7 @@ from sccvae_pyro.data.schema import Schema, canonical_label, parse_targets
 from sccvae_pyro.data.wording import folded, listing, nearest, question
 from sccvae_pyro.errors import InputError, InputWarning
 from sccvae_pyro.inference import export, posterior, results, svi
+from sccvae_pyro.inference.describe import describe
 from sccvae_pyro.inference.discrepancy import Discrepancy, fit_discrepancy
 from sccvae_pyro.inference.spec import InferenceSpec
 from sccvae_pyro.models import build
@@ -510,6 +511,10 @@ class SCCVAE:
         """Posterior draws of all globals as ArviZ data with named coordinates."""
         self._require_fit()
         return export.to_arviz(self._draws(n_samples, seed), self.nodes, self.coding, self.features)
+
+    def describe(self) -> str:
+        """Write the program as equations, with the chosen priors; print it."""
+        return describe(self.program, export.example(self.program, self._screen))
 
     def render(self, filename: str | Path | None = None) -> Any:
         """Draw the program as a graph with plates (needs the graphviz program)."""

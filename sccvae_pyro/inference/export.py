@@ -103,7 +103,7 @@ def render(program: Program, screen: Screen | None, filename: str | Path | None)
     InputError
         If the Python package or the program graphviz is missing.
     """
-    batch = _example(program) if screen is None else screen[torch.arange(2).numpy()]
+    batch = example(program, screen)
     try:
         return pyro.render_model(
             program.model,
@@ -117,7 +117,10 @@ def render(program: Program, screen: Screen | None, filename: str | Path | None)
         ) from error
 
 
-def _example(program: Program) -> Batch:
+def example(program: Program, screen: Screen | None) -> Batch:
+    """Give two cells of the screen; of a program without one, cells without a molecule."""
+    if screen is not None:
+        return screen[torch.arange(2).numpy()]
     sizes = program.sizes
     targets = torch.full((2, 1), sizes.perturbations)
     covariates, guides = torch.zeros(2, sizes.covariates), torch.full((2,), sizes.guides)

@@ -23,10 +23,10 @@ class KernelBasis(nn.Module):
     """Functions of which a Gaussian process is a linear combination with independent unit weights.
 
     The kernel is the mean of a linear one, for what grows with a feature, and a rational quadratic one,
-    for what similar genes share: a mixture of squared exponentials of many lengths (Rasmussen & Williams 2006,
-    section 4.2), so that no length has to be learned. Its functions are whitened on landmarks, centred and
-    rotated: over the seen perturbations their means are zero, so that the constant is the effect shared by
-    all, and they are orthogonal.
+    for what similar genes share: a mixture of squared exponentials of many lengths (Rasmussen & Williams
+    2006, section 4.2), so that no length has to be learned. Its functions are whitened on landmarks,
+    centred and rotated: over the seen perturbations their means are zero, so that the constant is the
+    effect shared by all, and they are orthogonal.
 
     Parameters
     ----------
