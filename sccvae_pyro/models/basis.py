@@ -22,31 +22,29 @@ class Affine(nn.Module):
 class KernelBasis(nn.Module):
     """Functions of which a Gaussian process is a linear combination with independent unit weights.
 
-    The kernel is the mean of a linear one, for what grows with a feature, and a rational quadratic one,
-    for what similar genes share: a mixture of squared exponentials of many lengths (Rasmussen & Williams
+    A rational quadratic kernel: a mixture of squared exponentials of many lengths (Rasmussen & Williams
     2006, section 4.2), so that no length has to be learned. Its functions are whitened on landmarks,
-    centred and rotated: over the seen perturbations their means are zero, so that the constant is the
-    effect shared by all, and they are orthogonal.
+    centred and rotated: over the seen perturbations their means are zero, so that the constant is the effect
+    shared by all, and they are orthogonal.
 
     Parameters
     ----------
     features
         ``perturbations x features`` of the seen perturbations.
     length
-        Length of the rational quadratic in units of the median distance between landmarks.
+        Length of the kernel in units of the median distance between landmarks.
     landmarks
         Most landmarks.
     """
 
     landmarks_me: Tensor
     length: Tensor
-    norm: Tensor
     projection_mb: Tensor
     center_b: Tensor
 
     def __init__(self, features: Tensor, length: float, landmarks: int) -> None:
         super().__init__()
-        for name in ("landmarks_me", "length", "norm", "projection_mb", "center_b"):
+        for name in ("landmarks_me", "length", "projection_mb", "center_b"):
             self.register_buffer(name, None)
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:landmarks]
         points = features[order.sort().values].double()
@@ -54,8 +52,6 @@ class KernelBasis(nn.Module):
         apart = distance[distance > 0]
         unit = apart.median() if apart.numel() else distance.new_ones(())
         self.landmarks_me, self.length = points, length * unit.sqrt()
-        size = points.square().sum(-1).mean() if len(points) else unit
-        self.norm = size.where(size > 0, torch.ones_like(size))
         gram = self.kernel(points) + JITTER * torch.eye(len(points), dtype=points.dtype)
         white_mm = torch.linalg.inv(torch.linalg.cholesky(gram)).mT
         seen_pm = self.kernel(features.double()) @ white_mm
@@ -65,19 +61,13 @@ class KernelBasis(nn.Module):
         self.to(features.dtype)  # factored in double precision, used in that of the features
 
     def kernel(self, features: Tensor) -> Tensor:
-        """Kernel against the landmarks, ``perturbations x landmarks``."""
-        distance = squared_distances(features, self.landmarks_me)
-        linear = features @ self.landmarks_me.mT / self.norm
-        return 0.5 * linear + 0.5 / (1.0 + 0.5 * distance / self.length.square())
-
-    def variance(self, features: Tensor) -> Tensor:
-        """Kernel of each perturbation with itself, ``perturbations``."""
-        return 0.5 * features.square().sum(-1) / self.norm + 0.5
+        """Kernel against the landmarks, ``perturbations x landmarks``, at most 1."""
+        return 1.0 / (1.0 + 0.5 * squared_distances(features, self.landmarks_me) / self.length.square())
 
     def forward(self, features: Tensor) -> Basis:
         """Evaluate the functions, the constant first; missed is what the landmarks do not know."""
         known_pb = self.kernel(features) @ self.projection_mb
-        missed_p = (self.variance(features) - known_pb.square().sum(-1)).clamp(min=0.0)
+        missed_p = (1.0 - known_pb.square().sum(-1)).clamp(min=0.0)
         return Basis(with_intercept(known_pb - self.center_b), missed_p)
 
 
