@@ -30,6 +30,8 @@ class Sizes:
     cells, genes, nodes, perturbations, features, covariates
         Numbers of training cells, genes, latent nodes, seen perturbations, features of a
         perturbation, and columns of coded covariates.
+    node_names
+        Names of the latent nodes in their order; empty names them ``node_0``, ``node_1`` and so on.
     """
 
     cells: int
@@ -38,6 +40,10 @@ class Sizes:
     perturbations: int
     features: int
     covariates: int
+    node_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "node_names", tuple(self.node_names))  # read from JSON, they are a list
 
 
 class Member(ABC):
