@@ -28,6 +28,7 @@ from sccvae_pyro.inference.describe import describe
 from sccvae_pyro.inference.discrepancy import Discrepancy, fit_discrepancy
 from sccvae_pyro.inference.spec import InferenceSpec
 from sccvae_pyro.models import build
+from sccvae_pyro.models.graph_edges import node_names
 from sccvae_pyro.models.responders import AllCells
 from sccvae_pyro.models.slot import Member, Sizes
 from sccvae_pyro.models.spec import ModelSpec
@@ -501,11 +502,12 @@ class SCCVAE:
         Returns
         -------
         DataFrame with columns ``source``, ``target``, ``mean``, ``sd``, ``q05``, ``q95`` and
-        ``probability_positive``; one row for each edge that the order of nodes allows.
+        ``probability_positive``; one row for each edge that any draw has. Priors that tell edges from none
+        add ``inclusion``, the probability that the edge is in the graph.
         """
         self._require_fit()
         _check_numbers(n_samples=n_samples)
-        return results.edge_table(self._draws(n_samples, seed), self.nodes)
+        return results.edge_table(self.program, self._draws(n_samples, seed), self.nodes)
 
     def to_arviz(self, n_samples: int = 500, seed: int = 0) -> Any:
         """Posterior draws of all globals as ArviZ data with named coordinates."""
@@ -523,7 +525,7 @@ class SCCVAE:
     @property
     def nodes(self) -> list[str]:
         """Names of the latent nodes."""
-        return [f"node_{k}" for k in range(self.program.sizes.nodes)]
+        return list(node_names(self.program.sizes))
 
     def save(self, folder: str | Path) -> None:
         """Write the model: weights as tensors beside a JSON description; see :meth:`load`.

@@ -650,7 +650,7 @@ def test_load_refuses_a_prior_that_does_not_fit(saved):
     spec = json.loads((saved / "model.json").read_text())["spec"]
     rewrite(saved, spec={**spec, "graph": {"name": "NoGraph"}})
     refused(lambda: SCCVAE.load(saved), "do not fit together", "graph_factor")
-    rewrite(saved, spec={**spec, "graph": {"name": "Horseshoe"}})
+    rewrite(saved, spec={**spec, "graph": {"name": "Wishbone"}})
     refused(lambda: SCCVAE.load(saved), "'Horseshoe'", "'Laplace'")
 
 

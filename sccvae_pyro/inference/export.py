@@ -19,6 +19,7 @@ from sccvae_pyro.models.program import Program
 
 DIMENSIONS = {
     "B": ["parent", "node"],
+    "order_score": ["node"],
     "strength": ["perturbation"],
     "guide_strength": ["guide"],
     "responders": ["perturbation"],

@@ -253,12 +253,15 @@ def guide_table(draws: Draws, guides: Sequence[str]) -> pd.DataFrame:
     return table.rename(columns={"q50": "median"})
 
 
-def edge_table(draws: Draws, nodes: Sequence[str]) -> pd.DataFrame:
-    """Summarise the edges that the order allows, the strongest first."""
-    rows, columns = np.triu_indices(len(nodes), k=1)
+def edge_table(program: Program, draws: Draws, nodes: Sequence[str]) -> pd.DataFrame:
+    """Summarise the edges that any draw has, the strongest first."""
+    rows, columns = np.nonzero((draws.B != 0).any(0).numpy())
     values = draws.B[:, rows, columns].numpy()
     names = np.asarray(nodes)
     table = pd.DataFrame({"source": names[rows], "target": names[columns], **posterior.summarise(values)})
     table["probability_positive"] = (values > 0).mean(axis=0)
+    inclusion = program.priors.graph.inclusion(draws.B, program.sizes)
+    if inclusion is not None:
+        table["inclusion"] = inclusion[rows, columns].numpy()
     order = table["mean"].abs().sort_values(ascending=False, kind="stable").index
     return table.loc[order].reset_index(drop=True)

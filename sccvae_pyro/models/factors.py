@@ -122,3 +122,112 @@ class StrictlyUpperTriangular(Transform):
     def inverse_shape(self, shape: torch.Size) -> torch.Size:
         """Shape of the vector."""
         return torch.Size((*shape[:-2], len(self.rows)))
+
+
+class Adjacency(StrictlyUpperTriangular):
+    """A vector of edge weights as a matrix, for any set of edges; zero elsewhere.
+
+    Parameters
+    ----------
+    sources, targets
+        Row and column of each edge; no edge twice.
+    n_nodes
+        Rows and columns of the matrix.
+    """
+
+    def __init__(self, sources: Tensor, targets: Tensor, n_nodes: int) -> None:
+        super().__init__(n_nodes)
+        self.rows, self.columns = sources, targets
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Adjacency)
+            and other.n_nodes == self.n_nodes
+            and torch.equal(other.rows, self.rows)
+            and torch.equal(other.columns, self.columns)
+        )
+
+
+class SeenNormal(nn.Module):
+    """The posterior of normal variables, given a learned normal pseudo-observation of each.
+
+    Where the data say nothing about a variable its pseudo-observation becomes vague, and the variable is
+    a draw from its prior, whatever the scale of that is: the factor cannot collapse with the scale.
+
+    Parameters
+    ----------
+    shape
+        Shape of the variables.
+    scale
+        Starting sd of the pseudo-observations, which start at zero.
+    """
+
+    def __init__(self, shape: Sequence[int], scale: float = 0.02) -> None:
+        super().__init__()
+        self.seen = nn.Parameter(torch.zeros(tuple(shape)))
+        self.log_scale = nn.Parameter(torch.full(tuple(shape), float(scale)).log())
+
+    def forward(self, prior_sd: Tensor) -> dist.Normal:
+        """Build the posterior for the prior ``Normal(0, prior_sd)``, ``... x shape``."""
+        return given_seen(prior_sd, self.seen, self.log_scale.exp())
+
+
+class SeenMixture(nn.Module):
+    """The same where the prior is a mixture of normals around zero: the posterior is one, too.
+
+    Components stand in the last dimension.
+
+    Parameters
+    ----------
+    probability
+        ``shape x components``, prior probability of each component.
+    prior_sd
+        ``components``, their standard deviations.
+    scale
+        Starting sd of the pseudo-observations.
+    """
+
+    log_probability: Tensor
+    prior_sd: Tensor
+
+    def __init__(self, probability: Tensor, prior_sd: Tensor, scale: float = 0.02) -> None:
+        super().__init__()
+        self.seen = nn.Parameter(torch.zeros(probability.shape[:-1]))
+        self.log_scale = nn.Parameter(torch.full_like(self.seen, scale).log())
+        self.register_buffer("log_probability", probability.log())
+        self.register_buffer("prior_sd", prior_sd)
+
+    def forward(self) -> ReparametrisedMixture:
+        """Build the posterior; a component counts by how well it predicts the pseudo-observation."""
+        seen, scale = self.seen.unsqueeze(-1), self.log_scale.exp().unsqueeze(-1)
+        predicted = dist.Normal(0.0, (self.prior_sd.square() + scale.square()).sqrt())
+        log_weight = self.log_probability + predicted.log_prob(seen)
+        return normal_mixture(log_weight, given_seen(self.prior_sd, seen, scale))
+
+
+def given_seen(prior_sd: Tensor, seen: Tensor, scale: Tensor) -> dist.Normal:
+    """Condition ``Normal(0, prior_sd)`` on values seen with a normal error of sd ``scale``."""
+    trust = prior_sd.square() / (prior_sd.square() + scale.square())
+    return dist.Normal(trust * seen, trust.sqrt() * scale)
+
+
+def normal_mixture(log_weight: Tensor, components: dist.Normal) -> ReparametrisedMixture:
+    """Mix the normals of the last dimension; their weights need not add up to one."""
+    # Unchecked, as torch's checks fail where there is no mixture at all: a graph may have no edges.
+    which = dist.Categorical(logits=log_weight, validate_args=False)
+    return ReparametrisedMixture(which, components, validate_args=False)
+
+
+class ReparametrisedMixture(dist.MixtureSameFamily):
+    """A mixture of scalars whose draws carry gradients: implicit reparameterisation.
+
+    A draw moves so that its cumulative probability stays (Figurnov, Mohamed & Mnih 2018, NeurIPS).
+    """
+
+    has_rsample = True
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - as torch has it
+        """Draw with gradients."""
+        value = self.sample(sample_shape)
+        below = self.cdf(value)
+        return value - (below - below.detach()) / self.log_prob(value).exp().detach()

@@ -32,6 +32,8 @@ class Sizes:
         perturbation, and columns of coded covariates.
     guides
         Guides of the perturbed cells; 0 where guides are not labelled.
+    node_names
+        Names of the latent nodes in their order; empty names them ``node_0``, ``node_1`` and so on.
     """
 
     cells: int
@@ -41,6 +43,10 @@ class Sizes:
     features: int
     covariates: int
     guides: int = 0
+    node_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "node_names", tuple(self.node_names))  # read from JSON, they are a list
 
 
 class Member(ABC):

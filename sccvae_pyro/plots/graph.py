@@ -32,14 +32,14 @@ def strongest_edges(edges: pd.DataFrame, n: int = 25, ax: Axes | None = None) ->
     Parameters
     ----------
     edges
-        Columns ``source``, ``target`` and ``mean``, the edges of an acyclic graph; at least one.
+        Columns ``source``, ``target`` and ``mean``; at least one. An edge that would close a cycle with
+        stronger ones is left out: every draw of a graph is acyclic, their mean need not be.
     n
         Number of edges, by the size of their mean.
     ax
         Axes to draw on; ``None`` makes new ones.
     """
-    strongest = edges["mean"].abs().sort_values(ascending=False, kind="stable").index[:n]
-    shown = edges.loc[strongest].astype({"source": str, "target": str})
+    shown = _acyclic(edges.astype({"source": str, "target": str}), n)
     graph = nx.DiGraph(list(zip(shown["source"], shown["target"], strict=True)))
     name_width = _POINTS_PER_LETTER * max(map(len, graph)) + 8
     place, lanes = _layout(graph, n_columns=max(2, int(72 * _WIDTH / (2.2 * name_width))))
@@ -103,6 +103,20 @@ def _curve(stops: list[tuple[float, float]], half: float) -> Path:
 
 
 # Where nodes stand
+
+
+def _acyclic(edges: pd.DataFrame, n: int) -> pd.DataFrame:
+    """The n strongest edges that close no cycle with stronger ones."""
+    graph, kept = nx.DiGraph(), []
+    for index in edges["mean"].abs().sort_values(ascending=False, kind="stable").index:
+        source, target = edges.loc[index, ["source", "target"]]
+        if source in graph and target in graph and nx.has_path(graph, target, source):
+            continue
+        graph.add_edge(source, target)
+        kept.append(index)
+        if len(kept) == n:
+            break
+    return edges.loc[kept]
 
 
 def _layout(graph: nx.DiGraph, n_columns: int) -> tuple[dict[Node, tuple[float, float]], Lanes]:

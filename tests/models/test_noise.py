@@ -28,7 +28,7 @@ def distribution(prior):
         (StudentT(df=4.0), stats.t(df=4.0, scale=0.5**0.5)),
         (Laplace(), stats.laplace(scale=0.5**0.5)),
     ],
-    ids=str,
+    ids=["normal", "t", "laplace"],
 )
 def test_density_of_independent_noise(prior, node):
     found = distribution(prior).log_prob(torch.tensor(Z))

@@ -42,7 +42,7 @@ def log_prob(fn, site, value, **given):
         (HalfNormal(0.7), stats.halfnorm(scale=0.7).logpdf(STRENGTH)),
         (Guides(LogNormal(0.1, 0.3)), stats.lognorm(s=0.3, scale=math.exp(0.1)).logpdf(STRENGTH)),
     ],
-    ids=str,
+    ids=["gamma", "half-normal", "guides"],
 )
 def test_density_of_the_strength(prior, expected):
     np.testing.assert_allclose(log_prob(prior.model, "strength", STRENGTH), expected, rtol=1e-5)

@@ -95,7 +95,10 @@ def test_density(prior, site, value, expected):
     ("likelihood", "site", "median"),
     [
         (priors.likelihood.NegativeBinomial(inverse_dispersion=3.0), "inverse_dispersion", 3.0),
+        (priors.likelihood.ZeroInflatedNegativeBinomial(inverse_dispersion=3.0), "inverse_dispersion", 3.0),
+        (priors.likelihood.PoissonLogNormal(sd=0.3), "overdispersion_sd", 0.3),
         (priors.likelihood.Normal(sd=0.2), "residual_sd", 0.2),
+        (priors.likelihood.StudentT(scale=0.2), "residual_scale", 0.2),
     ],
 )
 def test_density_of_gene_level(likelihood, site, median):
@@ -235,7 +238,7 @@ def test_repr_reads_like_the_call():
     ("spec", "parts"),
     [
         ("Laplac", ["graph 'Laplac'", "Did you mean 'Laplace'?", "'NoGraph', 'Normal'"]),
-        ("Linear", ["graph 'Linear'", "'Laplace', 'NoGraph', 'Normal'"]),
+        ("Linear", ["graph 'Linear'", "'NoGraph', 'Normal'"]),
         ({"name": "Laplace", "scal": 1.0}, ["graph Laplace has no setting 'scal'", "Did you mean 'scale'?"]),
         ({"name": "NoGraph", "scale": 1.0}, ["graph NoGraph has no setting 'scale'"]),
         ({"scale": 1.0}, ["graph", "Laplace", "name"]),
@@ -262,7 +265,14 @@ def test_unknown_names_and_settings(spec, parts):
         (priors.direction.Simplex, "hidden"),
         (priors.direction.Simplex, "weight_scale"),
         (priors.likelihood.NegativeBinomial, "inverse_dispersion"),
+        (priors.likelihood.NegativeBinomialByCovariate, "inverse_dispersion"),
+        (priors.likelihood.NegativeBinomialByCovariate, "spread"),
+        (priors.likelihood.ZeroInflatedNegativeBinomial, "dropout"),
+        (priors.likelihood.ZeroInflatedNegativeBinomial, "concentration"),
+        (priors.likelihood.PoissonLogNormal, "sd"),
         (priors.likelihood.Normal, "sd"),
+        (priors.likelihood.StudentT, "df"),
+        (priors.likelihood.StudentT, "scale"),
     ],
 )
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "wide"])

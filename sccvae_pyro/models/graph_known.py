@@ -1,0 +1,299 @@
+"""A graph prior from knowledge about single edges: a regulatory network, a pathway, an experiment."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import logging
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from sccvae_pyro.data.features import read_regulons
+from sccvae_pyro.data.wording import listing
+from sccvae_pyro.errors import InputError, InputWarning
+from sccvae_pyro.models.graph_edges import Edges, _EdgePrior, node_names, share
+from sccvae_pyro.models.graph_sparse import MixtureFactor, responsibility, sample_mixture, spike_below_slab
+from sccvae_pyro.models.slot import Sizes
+
+logger = logging.getLogger(__name__)
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class KnownGraph(_EdgePrior):
+    """What is known of single edges by the names of their nodes; everything else is left to the data.
+
+    Each edge is there with a probability of its own, 1 if it is required and 0 if it is forbidden::
+
+        B_e ~ (1 - probability_e) Normal(0, spike) + probability_e Normal(0, slab)
+
+    An edge of probability 0 is exactly zero. Edges whose nodes the model does not have are left out, and so
+    are allowed ones against the order of the nodes; a warning names them.
+
+    Parameters
+    ----------
+    allowed
+        Edges that may well be: ``(source, target)``, or ``(source, target, probability)``.
+    required
+        Edges that are there, ``(source, target)``. They must agree with the order of the nodes.
+    forbidden
+        Edges that are not there, ``(source, target)``.
+    probability
+        Probability of an allowed edge that brings none of its own.
+    elsewhere
+        Probability of an edge that no list names. At 0 only allowed and required edges can be.
+    spike, slab
+        Standard deviation of the weight of an edge that is not there, and of one that is.
+    """
+
+    allowed: tuple[tuple[str, str] | tuple[str, str, float], ...] = ()
+    required: tuple[Pair, ...] = ()
+    forbidden: tuple[Pair, ...] = ()
+    probability: float = 0.5
+    elsewhere: float = 0.0
+    spike: float = 0.02
+    slab: float = 0.5
+
+    def __post_init__(self) -> None:
+        share(self, probability=self.probability, elsewhere=self.elsewhere)
+        spike_below_slab(self, self.spike, self.slab)
+        object.__setattr__(self, "allowed", _read(self.allowed, "allowed", with_probability=True))
+        for name in ("required", "forbidden"):
+            object.__setattr__(self, name, _read(getattr(self, name), name))
+        _refuse_contradictions(self)
+        _refuse_cycles(self.required)
+
+    @classmethod
+    def from_table(cls, table: pd.DataFrame, **settings: Any) -> Self:
+        """Allow the edges of a table.
+
+        Parameters
+        ----------
+        table
+            Columns ``source`` and ``target``, and ``probability`` where edges bring their own (missing where
+            one does not). Other columns are not read.
+        settings
+            Any setting but ``allowed``.
+
+        Raises
+        ------
+        InputError
+            If a column is missing.
+        """
+        if missing := [name for name in ("source", "target") if name not in table]:
+            raise InputError(
+                f"KnownGraph: the table has no column {missing[0]!r}, its columns are {listing(table)}"
+            )
+        columns = [name for name in ("source", "target", "probability") if name in table]
+        others = table.loc[table["source"] != table["target"], columns].drop_duplicates()
+        if n_loops := int((table["source"] == table["target"]).sum()):
+            logger.info("%d edges from a node to itself are left out: a DAG has none.", n_loops)
+        edges = others.itertuples(index=False, name=None)
+        return cls(
+            allowed=tuple(tuple(part for part in edge if pd.notna(part)) for edge in edges), **settings
+        )
+
+    @classmethod
+    def from_networkx(cls, graph: nx.DiGraph, **settings: Any) -> Self:
+        """Allow the edges of a directed graph, with their attribute ``probability`` where they have it.
+
+        Raises
+        ------
+        InputError
+            If the graph is not directed.
+        """
+        if not graph.is_directed():
+            raise InputError("KnownGraph: the graph is not directed. Give a networkx.DiGraph.")
+        return cls.from_table(nx.to_pandas_edgelist(graph), **settings)
+
+    @classmethod
+    def from_file(cls, path: str | Path, **settings: Any) -> Self:
+        """Allow the edges of a file.
+
+        Parameters
+        ----------
+        path
+            A comma-separated table with columns ``source``, ``target`` and perhaps ``probability``, such as
+            CollecTRI's; or TRRUST's tab-separated one (regulator, target, mode, reference; no header).
+            Signs of edges are not used.
+        settings
+            Any setting but ``allowed``.
+
+        Raises
+        ------
+        InputError
+            If the file is absent or is neither of these.
+        """
+        return cls.from_table(_table(Path(path)), **settings)
+
+    def sample(self, edges: Edges, sizes: Sizes, zero: Tensor) -> Tensor:
+        """Sample the weights, ``nodes x nodes``."""
+        possible, probability_e = self._possible(edges, sizes)
+        return sample_mixture(possible, probability_e.to(zero), self.spike, self.slab)
+
+    def factor(self, edges: Edges, sizes: Sizes) -> nn.Module:
+        """Mixtures of two normals, as follow from a pseudo-observation of each edge."""
+        self._check(edges, node_names(sizes))
+        possible, probability_e = self._possible(edges, sizes)
+        return MixtureFactor(possible, probability_e, self.spike, self.slab)
+
+    def inclusion(self, B: Tensor, sizes: Sizes) -> Tensor:
+        """Probability that each edge is there, ``nodes x nodes``; see :meth:`GraphPrior.inclusion`."""
+        return responsibility(B, self._probability(node_names(sizes)).to(B), self.spike, self.slab)
+
+    def _possible(self, edges: Edges, sizes: Sizes) -> tuple[Edges, Tensor]:
+        """Edges of positive probability, and that probability."""
+        probability_e = self._probability(node_names(sizes))[edges.sources, edges.targets]
+        return edges.where(probability_e > 0), probability_e[probability_e > 0]
+
+    def _check(self, edges: Edges, names: tuple[str, ...]) -> None:
+        """Compare the names and directions of the lists with those of the model.
+
+        Raises
+        ------
+        InputError
+            If no edge is possible, no name is known, or a required edge goes against the order.
+        """
+        belief = self._belief()
+        if not any(belief.values()) and not self.elsewhere:
+            raise InputError(
+                "KnownGraph names no edge that may be. Give allowed or required ones, or a probability "
+                "elsewhere."
+            )
+        _check_names(belief, names)
+        sources, targets = edges.sources.tolist(), edges.targets.tolist()
+        runs = {(names[j], names[k]) for j, k in zip(sources, targets, strict=True)}
+        known = [pair for pair in belief if belief[pair] > 0 and set(pair) <= set(names)]
+        _check_directions([pair for pair in known if pair not in runs], set(self.required))
+
+    def _probability(self, names: tuple[str, ...]) -> Tensor:
+        """Probability of each edge, ``nodes x nodes``."""
+        if names not in self._looked_up:
+            place = {name: k for k, name in enumerate(names)}
+            table = torch.full((len(names), len(names)), float(self.elsewhere))
+            for (source, target), probability in self._belief().items():
+                if source in place and target in place:
+                    table[place[source], place[target]] = probability
+            self._looked_up[names] = table
+        return self._looked_up[names]
+
+    @functools.cached_property
+    def _looked_up(self) -> dict[tuple[str, ...], Tensor]:
+        """Probabilities by the names of the nodes: every step asks for them, and networks are long."""
+        return {}
+
+    def _belief(self) -> dict[Pair, float]:
+        """Probability of each edge that a list names."""
+        belief = dict.fromkeys(self.forbidden, 0.0)
+        for source, target, *own in self.allowed:
+            belief[source, target] = own[0] if own else self.probability
+        return {**belief, **dict.fromkeys(self.required, 1.0)}
+
+
+def _read(edges: Any, name: str, with_probability: bool = False) -> tuple[Any, ...]:
+    """Edges of a setting as tuples of plain values."""
+    if isinstance(edges, str | Mapping) or not isinstance(edges, Iterable):
+        raise InputError(f"KnownGraph: {name} must be a list of edges (source, target), not {edges!r}")
+    return tuple(_read_edge(edge, name, with_probability) for edge in edges)
+
+
+def _read_edge(edge: Any, name: str, with_probability: bool) -> tuple[Any, ...]:
+    parts = () if isinstance(edge, str) or not isinstance(edge, Iterable) else tuple(edge)
+    if len(parts) not in ((2, 3) if with_probability else (2,)):
+        written = (
+            "(source, target) or (source, target, probability)" if with_probability else "(source, target)"
+        )
+        raise InputError(f"KnownGraph: an edge of {name} is {written}, not {edge!r}")
+    source, target = str(parts[0]), str(parts[1])
+    if source == target:
+        raise InputError(f"KnownGraph: {name} holds an edge from {source!r} to itself; a DAG has none")
+    if len(parts) == 2:
+        return source, target
+    number = np.asarray(parts[2])
+    if number.dtype.kind not in "iuf" or not 0 <= number <= 1:
+        raise InputError(
+            f"KnownGraph: the probability of {_arrow((source, target))} must lie between 0 and 1, "
+            f"not {parts[2]!r}"
+        )
+    return source, target, float(number)
+
+
+def _refuse_contradictions(graph: KnownGraph) -> None:
+    allowed = {(edge[0], edge[1]) for edge in graph.allowed}
+    if len(allowed) < len(set(graph.allowed)):
+        counted = pd.Series([edge[:2] for edge in set(graph.allowed)]).value_counts()
+        raise InputError(f"KnownGraph: {_arrow(counted.index[0])} is allowed with more than one probability")
+    for name, pairs in (("required", set(graph.required)), ("allowed", allowed)):
+        if both := sorted(pairs & set(graph.forbidden)):
+            raise InputError(f"KnownGraph: {listing(map(_arrow, both))} is both {name} and forbidden")
+
+
+def _refuse_cycles(required: tuple[Pair, ...]) -> None:
+    try:
+        cycle = nx.find_cycle(nx.DiGraph(required))
+    except nx.NetworkXNoCycle:
+        return
+    path = " -> ".join([cycle[0][0], *(target for _, target in cycle)])
+    raise InputError(f"KnownGraph: the required edges form a cycle, {path}")
+
+
+def _check_names(pairs: Iterable[Pair], names: tuple[str, ...]) -> None:
+    """Warn of names that the model does not have; refuse if it has none of them."""
+    wanted = dict.fromkeys(name for pair in pairs for name in pair)
+    unknown = [name for name in wanted if name not in set(names)]
+    if unknown and len(unknown) == len(wanted):
+        raise InputError(
+            f"KnownGraph: the model has none of the nodes {listing(unknown)}. Its nodes are {listing(names)}."
+        )
+    if unknown:
+        warnings.warn(
+            f"KnownGraph names {len(unknown)} nodes that the model does not have, {listing(unknown)}. Their "
+            f"edges are left out.",
+            InputWarning,
+            stacklevel=2,
+        )
+
+
+def _check_directions(against: list[Pair], required: set[Pair]) -> None:
+    """Refuse required edges against the order of the nodes; warn of allowed ones."""
+    if refused := [pair for pair in against if pair in required]:
+        source, target = refused[0]
+        raise InputError(
+            f"KnownGraph: required {listing(map(_arrow, refused))} goes against the order of the nodes, in "
+            f"which {target!r} stands before {source!r}. Give another order: Ordered(graph=..., order=...)."
+        )
+    if against:
+        warnings.warn(
+            f"KnownGraph allows {len(against)} edges that go against the order of the nodes, "
+            f"{listing(map(_arrow, against))}. They are left out; see Ordered and LearnedOrder.",
+            InputWarning,
+            stacklevel=2,
+        )
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """Edges of a file: a table with ``probability``, or signed regulons without."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header = next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"Cannot read {path}: {getattr(error, 'strerror', error)}. Check the path."
+        ) from None
+    if {"source", "target"} <= set(header) and ("probability" in header or "weight" not in header):
+        return pd.read_csv(path, dtype={"source": str, "target": str}, keep_default_na=False)
+    return read_regulons(path)
+
+
+def _arrow(pair: Pair) -> str:
+    return f"{pair[0]} -> {pair[1]}"

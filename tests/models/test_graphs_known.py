@@ -1,0 +1,200 @@
+"""What is known of single edges: how it is read, and what is refused."""
+
+import networkx as nx
+import pandas as pd
+import pytest
+import torch
+
+from sccvae_pyro import InputError, InputWarning
+from sccvae_pyro.models.graph import GraphPrior, KnownGraph, LearnedOrder, Ordered
+from sccvae_pyro.models.slot import Sizes
+from sccvae_pyro.models.spec import ModelSpec
+
+NAMES = ("TP53", "MYC", "GATA1", "KLF1")
+SIZES = Sizes(100, genes=6, nodes=4, perturbations=3, features=0, covariates=0, node_names=NAMES)
+MYC_KLF1 = ("MYC", "KLF1")
+
+
+def possible(graph, sizes=SIZES):
+    """Edges that the guide factor has, by name, with the probability of each."""
+    factor = graph.guide(sizes, torch.zeros(3, 0))
+    sources, targets, *_ = factor.edges
+    names = [(NAMES[j], NAMES[k]) for j, k in zip(sources.tolist(), targets.tolist(), strict=True)]
+    probability = factor.weights.log_probability[:, 1].exp().tolist()
+    return {name: round(p, 6) for name, p in zip(names, probability, strict=True)}
+
+
+# What is possible
+
+
+def test_only_named_edges_are_possible():
+    graph = KnownGraph([("TP53", "GATA1"), ("MYC", "GATA1", 0.9)], [MYC_KLF1], probability=0.3)
+    assert possible(graph) == {("TP53", "GATA1"): 0.3, ("MYC", "GATA1"): 0.9, MYC_KLF1: 1.0}
+
+
+def test_other_edges_have_a_probability_too():
+    graph = KnownGraph([MYC_KLF1], forbidden=[("TP53", "MYC"), ("TP53", "GATA1")], elsewhere=0.05)
+    expected = {("TP53", "KLF1"): 0.05, ("MYC", "GATA1"): 0.05, MYC_KLF1: 0.5, ("GATA1", "KLF1"): 0.05}
+    assert possible(graph) == expected
+
+
+def test_a_required_edge_may_be_named_as_allowed():
+    assert possible(KnownGraph([("MYC", "KLF1", 0.2)], [MYC_KLF1])) == {MYC_KLF1: 1.0}
+
+
+def test_nodes_without_names_are_counted():
+    sizes = Sizes(100, genes=6, nodes=4, perturbations=3, features=0, covariates=0)
+    assert len(possible(KnownGraph([("node_0", "node_3")]), sizes)) == 1
+
+
+def test_names_read_from_json_are_names():
+    assert Sizes(1, 1, 2, 1, 0, 0, node_names=["A", "B"]) == Sizes(1, 1, 2, 1, 0, 0, node_names=("A", "B"))
+
+
+# Where it comes from
+
+
+def test_lists_and_tuples_are_the_same():
+    lists = KnownGraph([["TP53", "MYC"], ["TP53", "KLF1", 1]], [["MYC", "GATA1"]], [["GATA1", "KLF1"]])
+    tuples = KnownGraph((("TP53", "MYC"), ("TP53", "KLF1", 1.0)), (("MYC", "GATA1"),), (("GATA1", "KLF1"),))
+    assert lists == tuples
+    assert hash(lists) == hash(tuples)
+
+
+def test_toml(tmp_path):
+    path = tmp_path / "model.toml"
+    path.write_text(
+        '[graph]\nname = "KnownGraph"\nallowed = [["TP53", "MYC"], ["MYC", "KLF1", 0.9]]\n'
+        'required = [["TP53", "GATA1"]]\nforbidden = [["GATA1", "KLF1"]]\nelsewhere = 0.01\n'
+    )
+    expected = KnownGraph(
+        [("TP53", "MYC"), ("MYC", "KLF1", 0.9)], [("TP53", "GATA1")], [("GATA1", "KLF1")], elsewhere=0.01
+    )
+    assert ModelSpec.read(path).priors("counts").graph == expected
+
+
+def test_table():
+    table = pd.DataFrame({"target": ["MYC", "KLF1", "KLF1"], "source": ["TP53", "MYC", "MYC"], "pmid": 1})
+    assert KnownGraph.from_table(table) == KnownGraph([("TP53", "MYC"), MYC_KLF1])
+    table["probability"] = [0.1, float("nan"), float("nan")]
+    found = KnownGraph.from_table(table, forbidden=[("TP53", "KLF1")], elsewhere=0.1)
+    assert found == KnownGraph([("TP53", "MYC", 0.1), MYC_KLF1], (), [("TP53", "KLF1")], elsewhere=0.1)
+
+
+def test_networkx():
+    graph = nx.DiGraph([("TP53", "MYC"), MYC_KLF1, ("MYC", "MYC")])
+    assert KnownGraph.from_networkx(graph) == KnownGraph([("TP53", "MYC"), MYC_KLF1])
+    graph.edges["TP53", "MYC"]["probability"] = 0.7
+    assert KnownGraph.from_networkx(graph) == KnownGraph([("TP53", "MYC", 0.7), MYC_KLF1])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "source,target,weight,resources\nTP53,MYC,-1,A\nMYC,KLF1,1,B\nMYC,MYC,1,B\n",
+        "source,target\nTP53,MYC\nMYC,KLF1\n",
+        "TP53\tMYC\tRepression\t1\nMYC\tKLF1\tUnknown\t2\nMYC\tKLF1\tActivation\t3\n",
+    ],
+    ids=["CollecTRI", "own", "TRRUST"],
+)
+def test_file(tmp_path, text):
+    path = tmp_path / "network"
+    path.write_text(text)
+    found = KnownGraph.from_file(path, probability=0.2)
+    assert set(found.allowed) == {("TP53", "MYC"), MYC_KLF1}
+    assert found.probability == 0.2
+    assert GraphPrior.from_dict(found.to_dict()) == found
+
+
+def test_file_with_probabilities(tmp_path):
+    path = tmp_path / "network.csv"
+    path.write_text("source,target,weight,probability\nTP53,NA,1,0.25\n")
+    assert KnownGraph.from_file(path) == KnownGraph([("TP53", "NA", 0.25)])
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match=r"Cannot read .*nowhere.csv: No such file"):
+        KnownGraph.from_file(tmp_path / "nowhere.csv")
+    path = tmp_path / "genes.txt"
+    path.write_text("TP53\nMYC\n")
+    with pytest.raises(InputError, match="does not hold regulons"):
+        KnownGraph.from_file(path)
+
+
+def test_table_without_a_column():
+    with pytest.raises(InputError, match="no column 'target', its columns are 'source', 'gene'"):
+        KnownGraph.from_table(pd.DataFrame({"source": ["A"], "gene": ["B"]}))
+
+
+def test_graph_without_directions():
+    with pytest.raises(InputError, match="not directed"):
+        KnownGraph.from_networkx(nx.Graph([("A", "B")]))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"required": [MYC_KLF1], "forbidden": [MYC_KLF1]}, "'MYC -> KLF1' is both required and forbidden"),
+        ({"allowed": [MYC_KLF1], "forbidden": [MYC_KLF1]}, "'MYC -> KLF1' is both allowed and forbidden"),
+        ({"allowed": [(*MYC_KLF1, 0.1), MYC_KLF1]}, "MYC -> KLF1 is allowed with more than one probability"),
+        ({"required": [("A", "B"), ("B", "C"), ("C", "A")]}, "form a cycle, A -> B -> C -> A"),
+        ({"allowed": [("A", "A")]}, "allowed holds an edge from 'A' to itself"),
+        ({"allowed": [("A", "B", 1.5)]}, "the probability of A -> B must lie between 0 and 1, not 1.5"),
+        ({"allowed": [("A", "B", "high")]}, "between 0 and 1, not 'high'"),
+        ({"allowed": ["AB"]}, r"an edge of allowed is \(source, target\) or .* not 'AB'"),
+        ({"allowed": [("A",)]}, r"an edge of allowed is \(source, target\) or"),
+        (
+            {"required": [("A", "B", 0.5)]},
+            r"an edge of required is \(source, target\), not \('A', 'B', 0.5\)",
+        ),
+        ({"forbidden": "A -> B"}, "forbidden must be a list of edges .* not 'A -> B'"),
+        ({"required": {"A": "B"}}, "required must be a list of edges"),
+        ({"probability": 2}, "probability must lie between 0 and 1"),
+        ({"elsewhere": -1}, "elsewhere must lie between 0 and 1"),
+        ({"spike": 1.0}, "spike must be narrower than slab"),
+    ],
+)
+def test_lists_that_cannot_be(settings, message):
+    with pytest.raises(InputError, match=f"KnownGraph.*{message}"):
+        KnownGraph(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "names no edge that may be"),
+        ({"forbidden": [MYC_KLF1]}, "names no edge that may be"),
+        ({"allowed": [("A", "B")]}, "none of the nodes 'A', 'B'. Its nodes are 'TP53', 'MYC'"),
+        (
+            {"required": [("KLF1", "MYC"), ("TP53", "MYC")]},
+            "required 'KLF1 -> MYC' goes against the order of the nodes, in which 'MYC' stands before 'KLF1'",
+        ),
+    ],
+)
+def test_graphs_that_do_not_fit_the_nodes(settings, message):
+    with pytest.raises(InputError, match=message):
+        KnownGraph(**settings).guide(SIZES, torch.zeros(3, 0))
+
+
+def test_unknown_names_are_counted():
+    graph = KnownGraph([MYC_KLF1, *(("MYC", f"G{i}") for i in range(9))])
+    with pytest.warns(InputWarning, match="names 9 nodes that the model does not have, 'G0', .* and 3 more"):
+        assert possible(graph) == {MYC_KLF1: 0.5}
+
+
+def test_allowed_edges_against_the_order_are_named():
+    graph = KnownGraph([MYC_KLF1, ("KLF1", "MYC")])
+    with pytest.warns(
+        InputWarning, match="allows 1 edges that go against the order of the nodes, 'KLF1 -> MYC'"
+    ):
+        assert possible(graph) == {MYC_KLF1: 0.5}
+
+
+def test_another_order_takes_the_edges():
+    graph = KnownGraph(required=[("KLF1", "MYC")])
+    assert possible(Ordered(graph, ("KLF1", "MYC", "TP53", "GATA1"))) == {("KLF1", "MYC"): 1.0}
+    both = LearnedOrder(KnownGraph([MYC_KLF1, ("KLF1", "MYC")])).guide(SIZES, torch.zeros(3, 0))
+    assert both.edges.edges.number == 2
