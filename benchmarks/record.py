@@ -42,14 +42,14 @@ def store(folder: Path, name: str, scores: Scores, clock: Clock, about: Mapping[
         Name of the benchmark.
     scores
         Scores of all methods. The CSV has a row for each target, metric and method: mean over the
-        perturbations, its 95 % interval, and the same of the paired difference to the perturbed mean.
+        perturbations, its 95 % interval, and the same of the paired difference to SCCVAE.
     clock
         Wall times.
     about
         Further entries of the JSON: seed, sizes, what was held out.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table = scores.table().stack("method", future_stack=True).dropna(how="all")
+    table = scores.table(reference="SCCVAE").stack("method", future_stack=True).dropna(how="all")
     write_text(table.reset_index().to_csv(index=False, float_format="%.6g"), folder / f"{name}.csv")
     perturbations = scores.per_perturbation["perturbation"].nunique()
     how = {
