@@ -423,9 +423,13 @@ def priors() -> None:
 
 def _settings(member: Any) -> str:
     return "\n".join(
-        field.name if field.default is dataclasses.MISSING else f"{field.name} = {field.default}"
+        field.name if (default := _default(field)) is dataclasses.MISSING else f"{field.name} = {default}"
         for field in dataclasses.fields(member)
     )
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 # How it speaks
