@@ -210,8 +210,8 @@ difference.loc[["pearson_delta", "mse", "centroid_accuracy"]].round(4)
 #
 # - Perturbations that no cell of the training screen carried were predicted better than by assuming no
 #   change, or the mean effect of the others, and at least as well as by regression on the same features.
-# - Ten unseen perturbations decide little between the better methods: their intervals overlap. On the larger
-#   screen of the README a Gaussian process on the features is ahead.
+# - Ten unseen perturbations decide little between the better methods: their intervals overlap. The larger
+#   screen of the README tells them apart.
 # - About nine in ten true means lie inside the 90 % intervals: they can be read as what they say.
 # - Leaving the graph out makes no difference that ten perturbations could show: it should not be read as a
 #   discovery.
