@@ -207,7 +207,7 @@ def render(evidence: Evidence, title: str = "What the perturbations do") -> str:
         loader=jinja2.PackageLoader("sccvae_pyro"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["thousands"] = lambda number: f"{number:,}"
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         title=title,
         verdict=evidence.verdict,
         screen=_screen(evidence),
@@ -224,6 +224,7 @@ def render(evidence: Evidence, title: str = "What the perturbations do") -> str:
         requested=None if evidence.requested is None else describe(evidence.requested),
         notes=evidence.notes,
     )
+    return page.replace(" %", "\N{NO-BREAK SPACE}%")  # a number and its sign stay on one line
 
 
 def _best_epoch(history: pd.DataFrame) -> int | None:
