@@ -13,19 +13,6 @@ from sccvae_pyro.models.penetrance import PenetrancePrior
 from sccvae_pyro.models.slot import Member
 
 
-@dataclass(frozen=True)
-class GumbelOfOnesOwn(PenetrancePrior):
-    """Strengths with a tail."""
-
-    def model(self, sizes, perturbations):
-        zero = perturbations.features.new_zeros(())
-        with perturbations.plate:
-            return pyro.sample("strength", dist.Gumbel(zero + 1.0, zero + 0.25))
-
-    def guide(self, sizes, features):
-        return Plated(MeanField("strength", [sizes.perturbations], 0))
-
-
 @pytest.fixture(scope="module")
 def screen():
     adata = sv.datasets.simulate(
@@ -64,10 +51,30 @@ def test_a_site_stands_with_its_slot(screen):
     }  # fmt: skip
 
 
-def test_a_prior_of_ones_own_is_described(screen):
-    lines = lines_of(screen, penetrance=GumbelOfOnesOwn())
-    del Member.registry["penetrance"]["GumbelOfOnesOwn"]  # other tests walk the catalogue
-    assert any(line.startswith("penetrance  GumbelOfOnesOwn(): Strengths with a tail.") for line in lines)
+@pytest.fixture
+def gumbel():
+    """A prior from outside the package, which leaves the catalogue as it was."""
+
+    @dataclass(frozen=True)
+    class GumbelOfOnesOwn(PenetrancePrior):
+        """Strengths with a tail."""
+
+        def model(self, sizes, perturbations):
+            zero = perturbations.features.new_zeros(())
+            with perturbations.plate:
+                return pyro.sample("strength", dist.Gumbel(zero + 1.0, zero + 0.25))
+
+        def guide(self, sizes, features):
+            return Plated(MeanField("strength", [sizes.perturbations], 0))
+
+    yield GumbelOfOnesOwn()
+    del Member.registry["penetrance"]["GumbelOfOnesOwn"]
+
+
+def test_a_prior_of_ones_own_is_described(screen, gumbel):
+    lines = lines_of(screen, penetrance=gumbel)
+    (said,) = (line for line in lines if line.startswith("penetrance"))
+    assert said.endswith("GumbelOfOnesOwn(): Strengths with a tail.")
     assert any("strength[perturbations] ~ Gumbel(1, 0.25)" in line for line in lines)
 
 
