@@ -20,7 +20,7 @@ from torch import Tensor
 from sccvae_pyro import storage
 from sccvae_pyro.data.checks import check_seed
 from sccvae_pyro.data.loading import Coding, Covariate, Screen
-from sccvae_pyro.data.schema import Schema, canonical_label, parse_targets
+from sccvae_pyro.data.schema import Schema, canonical_label, cell_labels, parse_targets
 from sccvae_pyro.data.wording import folded, listing, nearest, question
 from sccvae_pyro.errors import InputError, InputWarning
 from sccvae_pyro.inference import export, posterior, results, svi
@@ -329,21 +329,22 @@ class SCCVAE:
         -------
         AnnData
             Cells x genes. ``X`` and layer ``counterfactual``: expected ``log1p(CP10K)`` under the new
-            perturbation; ``factual``: as the cell was; ``effect``, ``effect_q05``, ``effect_q95``:
-            their difference.
+            perturbation, at the library sizes of the control cells; ``factual``: as the cell was; ``effect``,
+            ``effect_q05``, ``effect_q95``: their difference.
 
         Raises
         ------
         InputError
             As in :meth:`predict`, or if the cells do not fit the model.
         """
-        self._require_fit()
+        start = self._require_fit()
         _check_numbers(penetrance, n_samples=n_samples)
         screen = self.coding.screen(cells)
         label = self._labels([perturbation])[0]
         draws = self._draws(n_samples, seed)
         new = self._push(draws, [label], seed).at(penetrance)
-        return results.counterfactual(self.program, draws, screen, new, label, cells.obs, seed)
+        library = start.library_c.numpy()
+        return results.counterfactual(self.program, draws, screen, library, new, label, cells.obs, seed)
 
     def get_latent(
         self, adata: AnnData, kind: Literal["u", "z"] = "u", n_samples: int = 20, seed: int = 0
@@ -402,9 +403,10 @@ class SCCVAE:
             As in :meth:`predict`.
         """
         self._require_fit()
-        found = Coding.of(adata)
-        labels = self._labels(found.labels)
-        unseen = sorted(set(found.perturbations) - set(self.coding.perturbations))
+        schema = Schema.of(adata)
+        labels = self._labels([str(label) for label in cell_labels(adata, schema).cat.categories])
+        targets = {target for label in labels for target in parse_targets(label, schema.control)}
+        unseen = sorted(targets - set(self.coding.perturbations))
         screen = self.coding.with_unseen(unseen).screen(adata)
         draws = self._draws(n_samples, seed)
         values = results.log_density(self.program, draws, screen, self._push(draws, labels, seed), seed)
@@ -677,8 +679,8 @@ def _warn_of_population(unknown: Sequence[str], known: Sequence[str]) -> None:
 
 def _check_numbers(penetrance: float = 1.0, least: int = 2, **counts: int) -> None:
     """Refuse a penetrance that is not a finite number, and counts of draws or cells below the least."""
-    if not (isinstance(penetrance, Real) and math.isfinite(penetrance)):
-        raise InputError(f"penetrance must be a finite number, not {penetrance!r}")
+    if not (isinstance(penetrance, Real) and math.isfinite(penetrance) and penetrance >= 0):
+        raise InputError(f"penetrance must be a finite number of at least 0, not {penetrance!r}")
     for name, value in counts.items():
         if not (isinstance(value, Integral) and value >= least):
             raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")

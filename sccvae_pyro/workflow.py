@@ -229,6 +229,9 @@ def setup_like(adata: AnnData, schema: Schema) -> None:
 
 def keep(run: Path, train: AnnData, held_out: AnnData | None, keep_cells: bool = True) -> None:
     """Write what a run keeps of its data beside the model; scores of an earlier model there are removed."""
+    old = [name for name in (SCORES, HELD_OUT) if (run / name).exists()]
+    if old:
+        logger.warning("%s held another run: its model, %s are replaced or removed.", run, " and ".join(old))
     shutil.rmtree(run / SCORES, ignore_errors=True)
     write_anndata(pseudobulk(train), run / PROFILES)
     for name, cells in ((TRAIN, train if keep_cells else None), (HELD_OUT, held_out)):

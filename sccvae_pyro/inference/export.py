@@ -69,7 +69,9 @@ def to_arviz(draws: Draws, nodes: list[str], coding: Coding, features: FeatureTa
         "feature_or_constant": ["constant", *columns],
         "function_or_constant": ["constant", *map(str, range(1, functions))],
     }
-    posterior = {name: _event(name, value, len(draws), coords) for name, value in draws.values.items()}
+    # Some graphs make B of other sites, and the guide draws only those.
+    values = {"B": draws.B, **draws.values}
+    posterior = {name: _event(name, value, len(draws), coords) for name, value in values.items()}
     dims = {name: DIMENSIONS[name] for name in posterior if name in DIMENSIONS}
     used = {dim for names in dims.values() for dim in names}
     return _from_dict(posterior, dims=dims, coords={name: coords[name] for name in used})

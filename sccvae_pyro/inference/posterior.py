@@ -37,6 +37,11 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def stream(*key: int) -> int:
+    """Seed of a stream of its own: cells must not repeat the numbers behind the globals of one seed."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
 @dataclass(frozen=True)
 class Draws:
     """Posterior draws of the globals.
@@ -324,7 +329,13 @@ def sample_cells(
 
 @torch.no_grad()
 def counterfactual(
-    program: Program, draws: Draws, batch: Batch, own: Push, new: Push, seed: int
+    program: Program,
+    draws: Draws,
+    batch: Batch,
+    profile: Profile,
+    own: Push,
+    new: Push,
+    key: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     """Abduct, act, predict: expected profiles of given cells as they were, and under another perturbation.
 
@@ -336,23 +347,24 @@ def counterfactual(
         Fitted program and draws of its globals.
     batch
         The cells.
+    profile
+        From decoded change to expected profile, at the same library sizes for all cells.
     own, new
         What each cell carries, and what it is given. A perturbed cell answers the new perturbation with the
         share that it showed of its own; a control cell has yet to show one.
-    seed
-        Seed of the noise.
+    key
+        Seed, and what tells this batch from others.
 
     Returns
     -------
     Expected ``log1p(CP10K)`` as the cells were and under the new shift, each ``draws x cells x genes``.
     """
-    profile = program.priors.likelihood.profile(batch.library_c.numpy())
     state_ck, trust_ck = program.encode(batch)
     responders = program.priors.responders
     is_control = (batch.targets_cm == program.sizes.perturbations).all(-1)
     factual: list[Tensor] = []
     counter: list[Tensor] = []
-    with seeded(seed):
+    with seeded(stream(*key, 1)):
         for s in range(len(draws)):
             evidence = evidence_of(state_ck, trust_ck, draws.B[s], own.shift[s])
             share_c = responders.propose(own.share[s], evidence)
@@ -367,7 +379,7 @@ def counterfactual(
 
 
 @torch.no_grad()
-def log_density(program: Program, draws: Draws, batch: Batch, push: Push, seed: int) -> Tensor:
+def log_density(program: Program, draws: Draws, batch: Batch, push: Push, key: tuple[int, int]) -> Tensor:
     """Log density of cells, averaged over draws of the globals, by importance sampling of the noise.
 
     Parameters
@@ -378,8 +390,8 @@ def log_density(program: Program, draws: Draws, batch: Batch, push: Push, seed: 
         The cells.
     push
         What each cell carries.
-    seed
-        Seed of the noise.
+    key
+        Seed, and what tells this batch from others.
 
     Returns
     -------
@@ -388,7 +400,7 @@ def log_density(program: Program, draws: Draws, batch: Batch, push: Push, seed: 
     state_ck, trust_ck = program.encode(batch)
     prior = program.noise(program.baseline)
     weights = []
-    with seeded(seed):
+    with seeded(stream(*key, 2)):
         for s in range(len(draws)):
             evidence = evidence_of(state_ck, trust_ck, draws.B[s], push.shift[s])
             share_c, share_weight_c = propose_share(program, push.share[s], evidence)

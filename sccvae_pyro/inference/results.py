@@ -161,9 +161,20 @@ def sampled_cells(values: np.ndarray, library: np.ndarray, label: str, coding: C
 
 
 def counterfactual(
-    program: Program, draws: Draws, screen: Screen, new: Push, label: str, obs: pd.DataFrame, seed: int
+    program: Program,
+    draws: Draws,
+    screen: Screen,
+    library: np.ndarray,
+    new: Push,
+    label: str,
+    obs: pd.DataFrame,
+    seed: int,
 ) -> AnnData:
-    """Expected profiles of cells as they were and under another perturbation, in chunks of cells."""
+    """Expected profiles of cells as they were and under another perturbation, in chunks of cells.
+
+    All are at the same library sizes, ``library``, so that no cell depends on those it is asked for with.
+    """
+    profile = program.priors.likelihood.profile(library)
     n_genes = program.sizes.genes
     chunk = max(1, posterior.CELL_CHUNK * 8 // len(draws))
     layers = {
@@ -173,7 +184,9 @@ def counterfactual(
     for rows, batch in screen.batches(np.arange(len(screen)), chunk):
         own = draws.push_of(batch)
         same = new.of([0] * len(rows))
-        factual, counter = posterior.counterfactual(program, draws, batch, own, same, seed + int(rows[0]))
+        factual, counter = posterior.counterfactual(
+            program, draws, batch, profile, own, same, (seed, int(rows[0]))
+        )
         effect = posterior.summarise((counter - factual).numpy())
         layers["factual"][rows], layers["counterfactual"][rows] = factual.mean(0), counter.mean(0)
         layers["effect"][rows], layers["effect_q05"][rows], layers["effect_q95"][rows] = (
@@ -235,7 +248,9 @@ def log_density(
     codes = torch.from_numpy(screen.labels.cat.codes.to_numpy().astype(np.int64))
     for rows, batch in screen.batches(np.arange(len(screen)), block):
         own = push.of(codes[torch.as_tensor(rows)])
-        out[rows] = posterior.log_density(program, draws, batch, own, seed + int(rows[0])).numpy()
+        relative_c1 = scm.relative_of_cells(draws.relative_g, batch.guides_c).unsqueeze(-1)
+        own = own._replace(shift=relative_c1 * own.shift)
+        out[rows] = posterior.log_density(program, draws, batch, own, (seed, int(rows[0]))).numpy()
     return out
 
 

@@ -74,6 +74,12 @@ class Edges(NamedTuple):
         return len(self.sources)
 
     @property
+    def at_once(self) -> int:
+        """Most edges that a graph can have: of the two directions of a pair, one."""
+        low, high = torch.minimum(self.sources, self.targets), torch.maximum(self.sources, self.targets)
+        return len(torch.stack([low, high]).unique(dim=1)[0]) if self.number else 0
+
+    @property
     def to_matrix(self) -> Adjacency:
         """From a vector of weights to the matrix."""
         return Adjacency(self.sources, self.targets, self.n_nodes)

@@ -67,13 +67,14 @@ class Horseshoe(_EdgePrior):
         """Global scale at which as many edges as expected escape the shrinkage."""
         if edges.number == 0:  # one node: nothing to shrink
             return 1.0
-        expected = self.expected_edges or min(sizes.nodes, edges.number / 2)
-        if expected >= edges.number:
+        most = edges.at_once
+        expected = self.expected_edges or min(sizes.nodes, most / 2)
+        if expected >= most:
             raise InputError(
-                f"Horseshoe: expected_edges must be fewer than the {edges.number} that {sizes.nodes} nodes "
+                f"Horseshoe: expected_edges must be fewer than the {most} that {sizes.nodes} nodes "
                 f"can have, not {expected:g}"
             )
-        return expected / (edges.number - expected) / math.sqrt(sizes.cells)
+        return expected / (most - expected) / math.sqrt(sizes.cells)
 
 
 class _HorseshoeFactor(nn.Module):

@@ -198,8 +198,8 @@ class _OnFeaturesFactor(nn.Module):
 class Guides(PenetrancePrior):
     """Guides of one perturbation differ in strength; perturbations vary as another prior says.
 
-    ``log guide_strength_g ~ Normal(0, spread)``, relative to the strength of the perturbation. Needs
-    ``guide_key``.
+    ``log guide_strength_g ~ Normal(-spread^2 / 2, spread)``, relative to the strength of the perturbation and
+    of mean one: predictions are for a guide of average strength. Needs ``guide_key``.
 
     Parameters
     ----------
@@ -225,8 +225,10 @@ class Guides(PenetrancePrior):
     def relative(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
         """Sample ``guide_strength``, ``guides``."""
         zero = perturbations.features.new_zeros(())
+        # Of mean one, so that a perturbation acts as its guides do on average.
+        loc = zero - 0.5 * self.spread**2
         with pyro.plate("guides", sizes.guides, dim=-1):
-            return pyro.sample("guide_strength", dist.LogNormal(zero, zero + self.spread))
+            return pyro.sample("guide_strength", dist.LogNormal(loc, zero + self.spread))
 
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
         """Log-normal for each guide, and the factor of the strengths."""

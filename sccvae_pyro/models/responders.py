@@ -6,6 +6,7 @@ the cell's own. Every member gives the *share* of its shift that each cell shows
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -104,34 +105,42 @@ class AllCells(RespondersPrior):
 class Beta(RespondersPrior):
     """Some cells escape: each responds in full or not at all.
 
-    ``responders_p ~ Beta(responding, escaping)``, ``share_c ~ Bernoulli(responders_p)``. The guide weighs the
-    two by Bayes' rule under its own reading of the cell, and the loss sums over both: no binary is sampled.
-    A cell of a combination responds to all of it or to nothing.
+    With ``m`` the fraction of the whole screen, which the unseen start from, and ``n`` = ``alike``::
+
+        responders_mean = m ~ Beta(responding, escaping)
+        responders_p        ~ Beta(n m, n (1 - m))
+        share_c             ~ Bernoulli(responders_p)
+
+    The guide weighs the two by Bayes' rule under its own reading of the cell, and the loss sums over both: no
+    binary is sampled. A cell of a combination responds to all of it or to nothing, with the mean of the
+    fractions of its parts.
 
     Parameters
     ----------
     responding, escaping
         Prior cells that responded and that escaped; the default expects four in five to respond.
+    alike
+        How alike the fractions of perturbations are: prior cells that each takes from the screen.
     """
 
     responding: float = 4.0
     escaping: float = 1.0
+    alike: float = 10.0
     enumerated = True
 
     def __post_init__(self) -> None:
-        positive(self, responding=self.responding, escaping=self.escaping)
+        positive(self, responding=self.responding, escaping=self.escaping, alike=self.alike)
 
     def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
-        """Sample ``responders``, the fraction of responding cells, ``perturbations``."""
+        """Sample ``responders_mean`` and the fraction of responding cells, ``responders``, perturbations."""
         one = perturbations.features.new_ones(())
+        mean = pyro.sample("responders_mean", dist.Beta(self.responding * one, self.escaping * one))
         with perturbations.plate:
-            return pyro.sample("responders", dist.Beta(self.responding * one, self.escaping * one))
+            return pyro.sample("responders", dist.Beta(self.alike * mean, self.alike * (1.0 - mean)))
 
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
-        """Logit-normal for each fraction, from the mean of the prior."""
-        to_fraction = [transforms.SigmoidTransform()]
-        start = float(torch.tensor(self.responding / self.escaping).log())
-        return Plated(MeanField("responders", [sizes.perturbations], 0, loc=start, transforms=to_fraction))
+        """Logit-normal for each fraction and their mean, from the mean of the prior."""
+        return _FractionsFactor(math.log(self.responding / self.escaping), sizes.perturbations)
 
     def share(self, mean_c: Tensor) -> Tensor:
         """One or zero."""
@@ -152,6 +161,19 @@ class Beta(RespondersPrior):
     def _logits(self, mean_c: Tensor, evidence: Evidence) -> Tensor:
         """Prior log odds and log ratio of two normals, of means ``shift`` and 0 and precision ``trust``."""
         return _inside(mean_c).logit() + evidence.moment() - 0.5 * evidence.precision()
+
+
+class _FractionsFactor(nn.Module):
+    def __init__(self, start: float, n_perturbations: int) -> None:
+        super().__init__()
+        to_fraction = [transforms.SigmoidTransform()]
+        self.mean = MeanField("responders_mean", [], 0, loc=start, transforms=to_fraction)
+        self.own = Plated(MeanField("responders", [n_perturbations], 0, loc=start, transforms=to_fraction))
+
+    def forward(self, perturbations: Perturbations) -> None:
+        """Sample the mean and the fractions."""
+        self.mean()
+        self.own(perturbations)
 
 
 def _inside(fraction: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ def test_every_slot_and_site_is_named(screen):
         assert f"\n{slot} " in "\n" + text
     assert "B ~ Laplace(0, 0.05)   (3 x 3)" in text
     assert "strength[perturbations] ~ LogNormal(0, 0.05)" in text
-    assert "guide_strength[guides] ~ LogNormal(0, 0.5)" in text
-    assert "responders[perturbations] ~ Beta(4, 1)" in text
+    assert "guide_strength[guides] ~ LogNormal(-0.125, 0.5)" in text
+    assert "responders_mean ~ Beta(4, 1)" in text
     assert "share[cells] ~ Bernoulli(·) | responders" in text
     assert "direction[perturbations] ~ Normal(·, ·) | direction_scale" in text
     assert "(I - B)^-1" in text

@@ -193,7 +193,7 @@ def test_log_density_is_the_posterior_predictive(separable, proposal):
     cells = Batch(*(part[[0, 13, 25]] for part in batch))
     n_draws = 1500
     draws = posterior.draw(program, n_draws, seed=1)
-    found = posterior.log_density(program, draws, cells, draws.push_of(cells), seed=2).numpy()
+    found = posterior.log_density(program, draws, cells, draws.push_of(cells), (2, 0)).numpy()
     K, noise = len(world.B), world.sd**2 * np.eye(5)
     for i, p in enumerate((0, 1, NONE)):
         shift_mean, shift_covariance = np.zeros(K), np.zeros((K, K))

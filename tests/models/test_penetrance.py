@@ -59,7 +59,9 @@ def test_density_of_a_strength_that_features_tell():
 
 def test_density_of_guides():
     found = log_prob(Guides(spread=0.4).relative, "guide_strength", RELATIVE)
-    np.testing.assert_allclose(found, stats.lognorm(s=0.4).logpdf(RELATIVE), rtol=1e-5)
+    prior = stats.lognorm(s=0.4, scale=np.exp(-0.08))
+    assert prior.mean() == pytest.approx(1.0)
+    np.testing.assert_allclose(found, prior.logpdf(RELATIVE), rtol=1e-5)
 
 
 @pytest.mark.parametrize("prior", CATALOGUE, ids=str)
