@@ -23,7 +23,7 @@ from sccvae_pyro.data.loading import Coding, Covariate, Screen
 from sccvae_pyro.data.schema import Schema, canonical_label, cell_labels, parse_targets
 from sccvae_pyro.data.wording import folded, listing, nearest, question
 from sccvae_pyro.errors import InputError, InputWarning
-from sccvae_pyro.inference import export, posterior, results, svi
+from sccvae_pyro.inference import export, posterior, predictive, results, svi
 from sccvae_pyro.inference.describe import describe
 from sccvae_pyro.inference.discrepancy import Discrepancy, fit_discrepancy
 from sccvae_pyro.inference.spec import InferenceSpec
@@ -185,17 +185,14 @@ class SCCVAE:
         InputError
             If the model was loaded without data, or a setting is unknown.
         """
-        if self._screen is None:
-            raise InputError(
-                "This model was loaded from disk, without its screen. Build a new SCCVAE(adata) to fit."
-            )
+        screen = self._require_screen("fit")
         spec = InferenceSpec.read(inference, **overrides)
-        self.program = build.program_of(self.spec, self.priors, self._screen, self.features, seed=spec.seed)
+        self.program = build.program_of(self.spec, self.priors, screen, self.features, seed=spec.seed)
         self._drawn = None
         folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
-        self.history = svi.fit(self.program, self._screen, spec, folder, resume, progress)
-        self.controls = results.remember_controls(self.program, self._screen, spec.seed)
-        self.discrepancy = self._fit_discrepancy(self._screen, self.controls, spec.seed)
+        self.history = svi.fit(self.program, screen, spec, folder, resume, progress)
+        self.controls = results.remember_controls(self.program, screen, spec.seed)
+        self.discrepancy = self._fit_discrepancy(screen, self.controls, spec.seed)
         return self
 
     def predict(
@@ -511,6 +508,62 @@ class SCCVAE:
         _check_numbers(n_samples=n_samples)
         return results.edge_table(self.program, self._draws(n_samples, seed), self.nodes)
 
+    def prior_predictive(self, n_samples: int = 200, seed: int = 0) -> pd.DataFrame:
+        """Say what the priors believe in the units of the data, and where the data disagree.
+
+        Globals are drawn from their priors, cells from the noise prior, and both pass through the decoder as
+        it is. A decoder that has not been fitted knows nothing of the genes: ask a fitted model, or
+        compare beliefs under the same decoder. The number of edges and the share of responding cells do not
+        depend on it. Known as the prior predictive check (Gabry et al. 2019, J R Stat Soc A 182:389).
+
+        Parameters
+        ----------
+        n_samples
+            Draws from the prior.
+        seed
+            Seed of the draws, and of which control cells and labels are looked at where there are many.
+
+        Returns
+        -------
+        DataFrame, one row for each quantity:
+
+        ``edges``
+            Edges between nodes of a weight above 0.1 in size.
+        ``effect_median``, ``effect_q90``
+            Size of an effect, the root mean square over genes of the change of mean ``log1p(CP10K)`` (of
+            the mean value): median and 90 % quantile over the labels of the screen. That of the data has its
+            sampling noise taken out.
+        ``responding_cells``
+            Mean over perturbations of the share of its shift that a cell shows.
+        ``variance_to_mean``, ``zero_fraction``
+            Of the counts of control cells: the median over expressed genes, and the share of all counts.
+        ``standard_deviation``
+            In place of these two where values are not counts: the median over genes, in control cells.
+
+        Columns ``q05``, ``median``, ``q95``: the prior; ``data``: the same of the screen, NaN where it is
+        not seen; ``inside``: whether that lies between the quantiles, missing where there is none; ``unit``.
+
+        Raises
+        ------
+        InputError
+            If the model was loaded without data, or the priors are so wide that states overflow.
+
+        Warns
+        -----
+        InputWarning
+            If the data lie outside the prior's 90 % interval; the message names the quantities.
+        """
+        screen = self._require_screen("ask what its priors say")
+        _check_numbers(n_samples=n_samples)
+        check_seed(seed)
+        scope = predictive.Scope.of(screen, seed)
+        draws = posterior.draw_prior(self.program, n_samples, seed)
+        push = self._push(draws, scope.labels, seed)
+        simulated = predictive.simulate(self.program, draws, push, screen[scope.rows], seed)
+        table = predictive.compare(simulated, predictive.observe(screen, scope), results.units(self.coding))
+        predictive.warn_outside(table)
+        return table
+
     def to_arviz(self, n_samples: int = 500, seed: int = 0) -> Any:
         """Posterior draws of all globals as ArviZ data with named coordinates."""
         self._require_fit()
@@ -580,6 +633,14 @@ class SCCVAE:
             raise InputError(f"The parts of the model in {folder} do not fit together: {error}") from None
         model.program.eval()
         return model
+
+    def _require_screen(self, purpose: str) -> Screen:
+        if self._screen is None:
+            raise InputError(
+                "This model was loaded from disk, without its screen. "
+                f"Build a new SCCVAE(adata) to {purpose}."
+            )
+        return self._screen
 
     def _require_fit(self) -> posterior.Controls:
         if self.controls is None:

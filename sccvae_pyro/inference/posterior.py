@@ -1,4 +1,4 @@
-"""From a fitted program to answers: draws of the globals, population means, cells, counterfactuals.
+"""From a program to answers: draws of the globals, population means, cells, counterfactuals.
 
 Everything is computed in chunks: memory grows with the perturbations asked for times the genes
 times the draws of one chunk, never with the cells of the screen.
@@ -7,16 +7,16 @@ times the draws of one chunk, never with the cells of the screen.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from sccvae_pyro.data.loading import Batch
@@ -44,12 +44,12 @@ def stream(*key: int) -> int:
 
 @dataclass(frozen=True)
 class Draws:
-    """Posterior draws of the globals.
+    """Draws of the globals, from the guide or from the prior.
 
     Parameters
     ----------
     values
-        Value of every global site, each with a leading dimension of draws, as the guide drew it.
+        Value of every global site, each with a leading dimension of draws, as it was drawn.
     B
         ``draws x nodes x nodes``.
     strength_p
@@ -131,10 +131,34 @@ def draw(program: Program, n_draws: int, seed: int) -> Draws:
     -------
     Draws
     """
+    return _draw(program, program.guide_globals, n_draws, seed)
+
+
+@torch.no_grad()
+def draw_prior(program: Program, n_draws: int, seed: int) -> Draws:
+    """Draw the globals from their priors, whatever the guide has learned.
+
+    Parameters
+    ----------
+    program
+        Program, fitted or not.
+    n_draws
+        Number of draws.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    Draws
+    """
+    return _draw(program, program.prior_globals, n_draws, seed)
+
+
+def _draw(program: Program, propose: Callable[[], dict[str, Tensor]], n_draws: int, seed: int) -> Draws:
     # Few at once: a regression of directions holds a matrix of its basis for each draw and node.
     starts = range(0, n_draws, DRAWS_AT_ONCE)
     with seeded(seed):
-        parts = [_draw_at_once(program, min(DRAWS_AT_ONCE, n_draws - start)) for start in starts]
+        parts = [_draw_at_once(program, propose, min(DRAWS_AT_ONCE, n_draws - start)) for start in starts]
     values = {name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values}
     return Draws(values, *(torch.cat(tensors) for tensors in zip(*map(_causes, parts), strict=True)))
 
@@ -143,9 +167,9 @@ def _causes(draws: Draws) -> tuple[Tensor, ...]:
     return draws.B, draws.strength_p, draws.shift_pk, draws.share_p, draws.relative_g, draws.gene_level
 
 
-def _draw_at_once(program: Program, n_draws: int) -> Draws:
+def _draw_at_once(program: Program, propose: Callable[[], dict[str, Tensor]], n_draws: int) -> Draws:
     with pyro.plate("draws", n_draws, dim=-2):
-        values = program.guide_globals()
+        values = propose()
         causes = program.causes_given(values, program.seen)
         strength_p = program.strength_given(values)
         gene_level = program.gene_level_given(values)
@@ -261,26 +285,75 @@ def population_means(
         rows = order[(s * cells_per_draw + torch.arange(min(cells_per_draw, n_cells))) % n_cells]
         mean, sd = noise_of_controls(controls, rows, draws.B[s])
         z_ck = mean + sd * torch.randn(mean.shape, generator=generator)
-        expected = partial(
-            _mean_profile, program, profile, draws.B[s], draws.gene_level[s], controls.covariates_cv[rows]
-        )
-        baseline = expected(z_ck)
-        step = max(1, CELL_CHUNK // len(rows))
         with seeded(seed + s):
-            response_c1 = program.priors.responders.response(torch.ones(len(rows))).unsqueeze(-1)
-        parts = [
-            expected(z_ck + response_c1 * shift_lk.unsqueeze(-2)) - baseline
-            for shift_lk in push.shift[s].split(step)
-        ]
-        yield s, (push.share[s].unsqueeze(-1) * torch.cat(parts)).numpy()
+            response_c = program.priors.responders.response(torch.ones(len(rows)))
+        expected = expected_mean(program, profile, draws, s, controls.covariates_cv[rows])
+        yield s, mean_changes(expected, z_ck, response_c, push.shift[s], push.share[s]).numpy()
 
 
-def _mean_profile(
-    program: Program, profile: Profile, B: Tensor, gene_level: Tensor, covariates: Tensor, noise: Tensor
+def expected_mean(
+    program: Program, profile: Profile, draws: Draws, s: int, covariates_cv: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """Build the map from the noise of cells, ``... x cells x nodes``, to their mean profile in one draw.
+
+    Parameters
+    ----------
+    program, draws, s
+        Program, draws of its globals, and which of them.
+    profile
+        See :meth:`~sccvae_pyro.models.observation.Likelihood.profile`.
+    covariates_cv
+        Coded covariates of the cells.
+
+    Returns
+    -------
+    Function that gives ``... x genes``, in ``log1p(CP10K)`` or the units of the values.
+    """
+
+    def expected(noise_ck: Tensor) -> Tensor:
+        change_cg = program.decode(scm.propagate(noise_ck, draws.B[s]), covariates_cv)
+        return profile(change_cg, program.baseline, covariates_cv, draws.gene_level[s]).mean(-2)
+
+    return expected
+
+
+def mean_changes(
+    expected: Callable[[Tensor], Tensor],
+    z_ck: Tensor,
+    response_c: Tensor,
+    shift_lk: Tensor,
+    share_l: Tensor,
 ) -> Tensor:
-    """Mean over cells of the expected profile, ``... x genes``."""
-    change = program.decode(scm.propagate(noise, B), covariates)
-    return profile(change, program.baseline, covariates, gene_level).mean(-2)
+    """Mean change of the profile of the same cells under each label, ``labels x genes``.
+
+    Parameters
+    ----------
+    expected
+        What :func:`expected_mean` builds.
+    z_ck
+        Noise of the cells.
+    response_c
+        Share of its shift that a responding cell shows.
+    shift_lk, share_l
+        What each label does in this draw; see :class:`Push`.
+    """
+    baseline = expected(z_ck)
+    step = max(1, CELL_CHUNK // len(z_ck))
+    parts = [
+        expected(z_ck + response_c.unsqueeze(-1) * chunk_lk.unsqueeze(-2)) - baseline
+        for chunk_lk in shift_lk.split(step)
+    ]
+    return share_l.unsqueeze(-1) * torch.cat(parts)
+
+
+def expression(
+    program: Program, draws: Draws, s: int, noise_ck: Tensor, library_c: Tensor, covariates_cv: Tensor
+) -> TorchDistribution:
+    """Distribution of the expression of cells in one draw, given their noise with all shifts added."""
+    change_cg = program.decode(scm.propagate(noise_ck, draws.B[s]), covariates_cv)
+    return program.priors.likelihood.distribution(
+        change_cg, program.baseline, library_c, covariates_cv, draws.gene_level[s]
+    )
 
 
 @torch.no_grad()
@@ -313,15 +386,8 @@ def sample_cells(
             mean, sd = noise_of_controls(controls, mine, draws.B[s])
             share_c = program.priors.responders.share(push.share[s].expand(len(mine)))
             z_ck = mean + sd * torch.randn_like(mean) + share_c.unsqueeze(-1) * push.shift[s]
-            change = program.decode(scm.propagate(z_ck, draws.B[s]), controls.covariates_cv[mine])
-            x = program.priors.likelihood.distribution(
-                change,
-                program.baseline,
-                controls.library_c[mine],
-                controls.covariates_cv[mine],
-                draws.gene_level[s],
-            )
-            out.append(x.sample())
+            library_c, covariates_cv = controls.library_c[mine], controls.covariates_cv[mine]
+            out.append(expression(program, draws, s, z_ck, library_c, covariates_cv).sample())
     order = torch.argsort(which, stable=True)
     values = torch.cat(out)[torch.argsort(order)]
     return values.numpy(), controls.library_c[rows].numpy(), rows.numpy()
@@ -408,11 +474,8 @@ def log_density(program: Program, draws: Draws, batch: Batch, push: Push, key: t
                 torch.distributions.Normal(*evidence.noise(share_c)), 1
             )
             z_ck = proposal.sample()
-            shift_ck = share_c.unsqueeze(-1) * push.shift[s]
-            change = program.decode(scm.propagate(z_ck + shift_ck, draws.B[s]), batch.covariates_cv)
-            x = program.priors.likelihood.distribution(
-                change, program.baseline, batch.library_c, batch.covariates_cv, draws.gene_level[s]
-            )
+            pushed_ck = z_ck + share_c.unsqueeze(-1) * push.shift[s]
+            x = expression(program, draws, s, pushed_ck, batch.library_c, batch.covariates_cv)
             weight_c = x.log_prob(batch.x_cg) + prior.log_prob(z_ck) - proposal.log_prob(z_ck)
             weights.append(weight_c + share_weight_c)
     return torch.stack(weights).logsumexp(0) - math.log(len(draws))

@@ -189,6 +189,17 @@ class Program(PyroModule):
             self.gene_factor()
         return values_of(drawn.trace)
 
+    def prior_globals(self) -> dict[str, Tensor]:
+        """Draw all globals from their priors; give the drawn value of each site."""
+        with poutine.trace() as drawn:
+            self.causes(self.seen)
+            self.priors.likelihood.model(self.sizes, self.baseline)
+        nodes = drawn.trace.nodes
+        # A value that is only recorded, such as a fixed strength, follows from the program and is no draw.
+        return {
+            name: value for name, value in values_of(drawn.trace).items() if not nodes[name]["is_observed"]
+        }
+
     def strength_given(self, values: dict[str, Tensor]) -> Tensor:
         """Give the strength of each perturbation that follows from drawn globals, hidden from the trace."""
         with poutine.block(), poutine.condition(data=values):

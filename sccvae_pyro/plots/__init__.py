@@ -10,6 +10,7 @@ from sccvae_pyro.plots.effects import effect_heatmap
 from sccvae_pyro.plots.graph import strongest_edges
 from sccvae_pyro.plots.penetrance import penetrance_forest
 from sccvae_pyro.plots.predictions import compare, predicted_against_observed, top_genes
+from sccvae_pyro.plots.priors import prior_predictive
 from sccvae_pyro.plots.scores import score_forest
 from sccvae_pyro.plots.style import Plot
 from sccvae_pyro.plots.training import training_curve
@@ -23,6 +24,7 @@ __all__ = [
     "penetrance_curves",
     "penetrance_forest",
     "predicted_against_observed",
+    "prior_predictive",
     "score_forest",
     "strongest_edges",
     "top_genes",

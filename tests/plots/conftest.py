@@ -104,3 +104,18 @@ def curves():
         for g, b in slopes.items()
     ]
     return pd.concat(parts)
+
+
+@pytest.fixture
+def believed():
+    """A prior of counts that expects smaller effects than the data show."""
+    rows = {
+        "edges": (0.0, 1.0, 4.0, np.nan, pd.NA, "number with |B| > 0.1"),
+        "effect_median": (0.01, 0.05, 0.1, 0.06, True, "RMS over genes of the change of mean log1p(CP10K)"),
+        "effect_q90": (0.02, 0.1, 0.2, 0.5, False, "RMS over genes of the change of mean log1p(CP10K)"),
+        "responding_cells": (1.0, 1.0, 1.0, np.nan, pd.NA, "mean share of the shift"),
+        "variance_to_mean": (2.0, 5.0, 9.0, 3.0, True, "molecules, median of genes in control cells"),
+        "zero_fraction": (0.2, 0.35, 0.5, 0.4, True, "share of counts of control cells"),
+    }
+    columns = ["q05", "median", "q95", "data", "inside", "unit"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).astype({"inside": "boolean"})

@@ -16,7 +16,7 @@ from sccvae_pyro.plots.style import apart
 
 
 @pytest.fixture
-def pictures(scores, predictions, observed, history, penetrance, edges, curves):
+def pictures(scores, predictions, observed, history, penetrance, edges, curves, believed):
     """Every plot under its name."""
     table, pair = scores.table(), plots.compare(predictions, observed, "P3")
     return {
@@ -30,6 +30,7 @@ def pictures(scores, predictions, observed, history, penetrance, edges, curves):
         "penetrance": plots.penetrance_forest(penetrance),
         "dose": plots.penetrance_curves(curves, "P1"),
         "graph": plots.strongest_edges(edges),
+        "priors": plots.prior_predictive(believed),
     }
 
 
@@ -205,6 +206,25 @@ def arrows(plot):
 def test_long_names_of_nodes_keep_apart(edges):
     named = edges.replace({"source": {"node_1": "ENSG00000123456"}, "target": {"node_1": "ENSG00000123456"}})
     assert texts_that_overlap(plots.strongest_edges(named).ax.figure) == []
+
+
+def test_priors_stand_beside_the_data_in_their_units(believed):
+    plot = plots.prior_predictive(believed)
+    pd.testing.assert_frame_equal(plot.data, believed)
+    rows = dict(zip(believed.index, plot.ax.child_axes, strict=True))
+    assert rows["zero_fraction"].get_title(loc="left") == "zero fraction: share of counts of control cells"
+    interval, median, data = rows["effect_median"].lines
+    assert list(interval.get_xdata()) == [0.01, 0.1] and median.get_xdata() == [0.05]
+    assert data.get_xdata() == [0.06]
+    assert len(rows["edges"].lines) == 2, "of the graph there are no data"
+
+
+def test_data_outside_the_prior_differ_by_shape_and_colour(believed):
+    rows = dict(zip(believed.index, plots.prior_predictive(believed).ax.child_axes, strict=True))
+    inside, outside = rows["effect_median"].lines[-1], rows["effect_q90"].lines[-1]
+    assert inside.get_marker() != outside.get_marker() and inside.get_color() != outside.get_color()
+    low, high = rows["effect_q90"].get_xlim()
+    assert low < 0 and high > 0.5
 
 
 # Labels that keep apart
