@@ -23,7 +23,7 @@ from sccvae_pyro.data.loading import Coding, Covariate, Screen
 from sccvae_pyro.data.schema import Schema, canonical_label, cell_labels, parse_targets
 from sccvae_pyro.data.wording import folded, listing, nearest, question
 from sccvae_pyro.errors import InputError, InputWarning
-from sccvae_pyro.inference import export, posterior, predictive, results, svi
+from sccvae_pyro.inference import export, mcmc, posterior, predictive, results, svi
 from sccvae_pyro.inference.describe import describe
 from sccvae_pyro.inference.discrepancy import Discrepancy, fit_discrepancy
 from sccvae_pyro.inference.spec import InferenceSpec
@@ -568,6 +568,41 @@ class SCCVAE:
         """Posterior draws of all globals as ArviZ data with named coordinates."""
         self._require_fit()
         return export.to_arviz(self._draws(n_samples, seed), self.nodes, self.coding, self.features)
+
+    def nuts(
+        self, cells: AnnData, n_samples: int = 500, warmup: int = 500, chains: int = 4, seed: int = 0
+    ) -> Any:
+        """Draw the globals of a small screen by Hamiltonian Monte Carlo, to check the fitted posterior.
+
+        The networks are held as they were fitted. The model itself does not change: its predictions stay
+        those of :meth:`fit`.
+
+        Parameters
+        ----------
+        cells
+            All cells to learn from, set up like the training screen; at most 2,000 divided by the nodes.
+        n_samples, warmup
+            Draws of each chain, and its steps before them.
+        chains
+            Number of chains.
+        seed
+            Seed.
+
+        Returns
+        -------
+        ArviZ data, named as by :meth:`to_arviz`; ``arviz.summary`` of it has ``r_hat`` and effective sizes.
+
+        Raises
+        ------
+        InputError
+            If the model is not fitted, its responders are discrete, the cells do not fit it, or are too many.
+        """
+        self._require_fit()
+        _check_numbers(n_samples=n_samples, warmup=warmup)
+        _check_numbers(least=1, chains=chains)
+        check_seed(seed)
+        found = mcmc.sample_screen(self.program, self.coding.screen(cells), n_samples, warmup, chains, seed)
+        return export.to_arviz(found.draws, self.nodes, self.coding, self.features, found.diverging)
 
     def describe(self) -> str:
         """Write the program as equations, with the chosen priors; print it."""

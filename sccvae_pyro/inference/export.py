@@ -40,7 +40,13 @@ DIMENSIONS = {
 """Names of the dimensions of the documented sites."""
 
 
-def to_arviz(draws: Draws, nodes: list[str], coding: Coding, features: FeatureTable | None) -> Any:
+def to_arviz(
+    draws: Draws,
+    nodes: list[str],
+    coding: Coding,
+    features: FeatureTable | None,
+    diverging: torch.Tensor | None = None,
+) -> Any:
     """Posterior draws of all global sites with named coordinates.
 
     Parameters
@@ -51,10 +57,12 @@ def to_arviz(draws: Draws, nodes: list[str], coding: Coding, features: FeatureTa
         Names of the nodes.
     coding, features
         Names of genes, perturbations and features.
+    diverging
+        ``chains x draws``, of draws by Monte Carlo, chain after chain; ``None`` for draws of the guide.
 
     Returns
     -------
-    ArviZ data with a group ``posterior``, one chain.
+    ArviZ data with a group ``posterior``; one chain for draws of the guide, ``sample_stats`` for others.
     """
     columns = [] if features is None else list(features.table.columns)
     functions = draws.values.get("direction_function_weights", torch.empty(0)).shape[-1]
@@ -69,12 +77,16 @@ def to_arviz(draws: Draws, nodes: list[str], coding: Coding, features: FeatureTa
         "feature_or_constant": ["constant", *columns],
         "function_or_constant": ["constant", *map(str, range(1, functions))],
     }
-    # Some graphs make B of other sites, and the guide draws only those.
+    # Some graphs make B of other sites, and only those are drawn.
     values = {"B": draws.B, **draws.values}
-    posterior = {name: _event(name, value, len(draws), coords) for name, value in values.items()}
+    leading = (1, len(draws)) if diverging is None else tuple(diverging.shape)
+    posterior = {name: _event(name, value, leading, coords) for name, value in values.items()}
     dims = {name: DIMENSIONS[name] for name in posterior if name in DIMENSIONS}
     used = {dim for names in dims.values() for dim in names}
-    return _from_dict(posterior, dims=dims, coords={name: coords[name] for name in used})
+    groups = {"posterior": posterior}
+    if diverging is not None:
+        groups["sample_stats"] = {"diverging": diverging.numpy()}
+    return _from_dict(groups, dims=dims, coords={name: coords[name] for name in used})
 
 
 def _columns(covariate: Covariate) -> list[str]:
@@ -82,20 +94,20 @@ def _columns(covariate: Covariate) -> list[str]:
     return [f"{covariate.key}={level}" for level in covariate.levels] or [covariate.key]
 
 
-def _event(name: str, value: torch.Tensor, n_draws: int, coords: dict[str, list[str]]) -> Any:
-    """Drop the singletons of vectorised plates: one chain x draws x the site's own dimensions."""
+def _event(name: str, value: torch.Tensor, leading: tuple[int, ...], coords: dict[str, list[str]]) -> Any:
+    """Drop the singletons of vectorised plates: chains x draws x the site's own dimensions."""
     shape = [len(coords[dim]) for dim in DIMENSIONS.get(name, [])] or [d for d in value.shape[1:] if d != 1]
-    return value.reshape(1, n_draws, *shape).numpy()
+    return value.reshape(*leading, *shape).numpy()
 
 
-def _from_dict(posterior: dict[str, Any], **names: Any) -> Any:
+def _from_dict(groups: dict[str, dict[str, Any]], **names: Any) -> Any:
     """The one place that knows ArviZ's versions: 1.x takes a mapping of groups, 0.x a keyword for each."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0 at import
         import arviz
     if int(importlib.metadata.version("arviz").split(".")[0]) >= 1:
-        return arviz.from_dict({"posterior": posterior}, **names)
-    return arviz.from_dict(posterior=posterior, **names)
+        return arviz.from_dict(groups, **names)
+    return arviz.from_dict(**groups, **names)
 
 
 def render(program: Program, screen: Screen | None, filename: str | Path | None) -> Any:

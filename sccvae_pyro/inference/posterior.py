@@ -170,6 +170,27 @@ def _causes(draws: Draws) -> tuple[Tensor, ...]:
 def _draw_at_once(program: Program, propose: Callable[[], dict[str, Tensor]], n_draws: int) -> Draws:
     with pyro.plate("draws", n_draws, dim=-2):
         values = propose()
+    return draws_given(program, values, n_draws)
+
+
+@torch.no_grad()
+def draws_given(program: Program, values: dict[str, Tensor], n_draws: int) -> Draws:
+    """Give everything that follows from drawn values of the global sites.
+
+    Parameters
+    ----------
+    program
+        Fitted program.
+    values
+        Value of every global site, with ``n_draws`` draws in front of the plates.
+    n_draws
+        Number of draws.
+
+    Returns
+    -------
+    Draws
+    """
+    with pyro.plate("draws", n_draws, dim=-2):
         causes = program.causes_given(values, program.seen)
         strength_p = program.strength_given(values)
         gene_level = program.gene_level_given(values)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from sccvae_pyro.data.toml import explain, read_toml
 from sccvae_pyro.errors import InputError
@@ -17,6 +18,10 @@ class InferenceSpec(BaseModel):
 
     Parameters
     ----------
+    objective
+        ``"elbo"``, or ``"iwae"``, the importance-weighted ELBO: tighter for the cells, and slower.
+    particles
+        Draws of a step: of the program, averaged, for ``"elbo"``; of each cell, weighed, for ``"iwae"``.
     max_epochs
         Passes over the training cells; ``None`` takes as many as give about ``target_steps`` steps.
     target_steps
@@ -29,13 +34,14 @@ class InferenceSpec(BaseModel):
         Factor on the learning rate for the variational parameters of the globals. A perturbation
         is in few cells of a batch, so that its gradients are noisy and its steps must be longer.
     kl_start, kl_warmup
-        Weight of the KL at the start, and the fraction of training after which it is 1.
+        Weight of the KL of the cells' noise at the start, and the fraction of training after which it is 1.
+        With ``"iwae"`` it tempers the weights of the cells.
     gradient_clip
         Bound on the norm of the gradient.
     validation_fraction
-        Share of the cells of every perturbation kept for the validation ELBO.
+        Share of the cells of every perturbation kept for validation, by the same bound.
     patience
-        Epochs without a better validation ELBO after which training stops, once the KL has its full weight.
+        Epochs without a better validation bound after which training stops, once the KL has its full weight.
     precision
         Lightning's precision: ``"32"`` or ``"bf16-mixed"``.
     accelerator, devices
@@ -46,6 +52,8 @@ class InferenceSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    objective: Literal["elbo", "iwae"] = "elbo"
+    particles: int = Field(1, ge=1, validate_default=True)
     max_epochs: int | None = Field(None, ge=1)
     target_steps: int = Field(3000, ge=1)
     batch_size: int = Field(256, ge=2)
@@ -60,6 +68,13 @@ class InferenceSpec(BaseModel):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = Field(1, ge=1)
     seed: int = Field(0, ge=0)
+
+    @field_validator("particles")
+    @classmethod
+    def _enough_to_weigh(cls, particles: int, info: ValidationInfo) -> int:
+        if info.data.get("objective") == "iwae" and particles < 2:
+            raise PydanticCustomError("particles", "with one particle iwae is the elbo; begin with 8")
+        return particles
 
     @classmethod
     def read(

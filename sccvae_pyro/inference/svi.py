@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from sccvae_pyro.data.loading import Batch, EpochShuffle, Screen, eval_loader, train_loader
-from sccvae_pyro.inference.objectives import NegativeELBO, log_weights
+from sccvae_pyro.inference.objectives import OBJECTIVES
 from sccvae_pyro.inference.spec import InferenceSpec
 from sccvae_pyro.models.program import Program
 
@@ -47,7 +47,7 @@ class SVIModule(L.LightningModule):
 
     def __init__(self, program: Program, spec: InferenceSpec, n_steps: int) -> None:
         super().__init__()
-        self.loss = NegativeELBO(program)
+        self.loss = OBJECTIVES[spec.objective](program, spec.particles)
         self.spec, self.n_steps = spec, n_steps
 
     @property
@@ -79,9 +79,9 @@ class SVIModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch) -> None:
-        """Negative validation ELBO per cell, at the full weight of the KL."""
+        """Negative validation bound per cell, at the full weight of the KL."""
         with pyro.settings.context(module_local_params=True):
-            loss = -log_weights(self.program, batch).mean()
+            loss = -self.loss.cell_bounds(batch).mean()
         self.log(VALIDATION, loss, prog_bar=True, batch_size=len(batch.library_c))
 
     def configure_optimizers(self) -> Any:

@@ -35,7 +35,9 @@ def propagate(noise_ck: Tensor, B: Tensor) -> Tensor:
     Causal latent state ``u = z (I - B)^-1``, ``... x cells x nodes``.
     """
     system = torch.eye(B.shape[-1], dtype=B.dtype, device=B.device) - drop_cells_dim(B)
-    if B.tril().any():  # another order than that of the nodes; looking costs a tenth of the triangular solve
+    # Another order than that of the nodes; looking costs a tenth of the triangular solve. What is compiled
+    # once, for one B, must serve all.
+    if torch.jit.is_tracing() or B.tril().any():
         return torch.linalg.lu_solve(*torch.linalg.lu_factor(system), noise_ck, left=False)
     return torch.linalg.solve_triangular(system, noise_ck, upper=True, left=False, unitriangular=True)
 

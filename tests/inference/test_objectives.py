@@ -1,17 +1,21 @@
 """The loss: what counts how often, where its gradients go, and what the weight of the KL touches."""
 
 import math
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import LinearGaussian
 from pyro import poutine
 
-from sccvae_pyro import SCCVAE
+from sccvae_pyro import SCCVAE, InputError
 from sccvae_pyro.data.loading import Batch
-from sccvae_pyro.inference.objectives import KLWeight, NegativeELBO, log_weights
+from sccvae_pyro.inference.objectives import KLWeight, NegativeELBO, NegativeIWELBO, log_weights
+from sccvae_pyro.inference.spec import InferenceSpec
 from sccvae_pyro.models.program import values_of
 
 SINGLE = np.array([[0]] * 12 + [[1]] * 7 + [[2]] * 10)
@@ -220,3 +224,138 @@ def test_validation_leaves_the_globals_out(program, cells):
         trace.compute_log_prob()
     expected = model.nodes["x"]["log_prob"] + model.nodes["z"]["log_prob"] - guide.nodes["z"]["log_prob"]
     torch.testing.assert_close(found, expected)
+
+
+# The importance-weighted ELBO
+
+
+@pytest.fixture(scope="module")
+def distrusted():
+    """A world of three nodes whose guide is right about the globals and trusts the encoder too little."""
+    world = LinearGaussian.separable(SINGLE, 2)
+    batch = world.draw()
+    program = world.exact_program(batch)
+    with torch.no_grad():
+        program.encoder.raw_trust.copy_(torch.tensor(0.6 * world.trust).logit())
+    return world, batch, program
+
+
+def bounds(loss, batch, n_draws):
+    """Estimates of the bound on the evidence of all cells, nats."""
+    pyro.set_rng_seed(0)
+    with torch.no_grad():
+        return np.array([-float(loss(batch)) * loss.program.sizes.cells for _ in range(n_draws)])
+
+
+def standard_error(found):
+    return found.std(ddof=1) / math.sqrt(len(found))
+
+
+def test_one_particle_is_the_elbo(program, cells):
+    """Draw by draw: the same random numbers, the same loss, at any weight of the KL."""
+    batch = part(cells, slice(0, 60))
+    for weight in (0.0, 0.3, 1.0):
+        losses = []
+        for loss in (NegativeELBO(program), NegativeIWELBO(program, particles=1)):
+            pyro.set_rng_seed(0)
+            with torch.no_grad():
+                losses.append(float(loss(batch, weight)))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+
+
+def test_bound_rises_to_the_evidence_with_particles(distrusted):
+    world, batch, program = distrusted
+    evidence = world.log_evidence(batch)
+    elbo = bounds(NegativeELBO(program), batch, 400)
+    weighted = [bounds(NegativeIWELBO(program, particles), batch, 400) for particles in (2, 8, 64)]
+    rungs = [elbo, *weighted]
+    for lower, higher in pairwise(rungs):
+        assert lower.mean() + 4 * math.hypot(standard_error(lower), standard_error(higher)) < higher.mean()
+    assert max(found.mean() for found in rungs) < evidence + 4 * standard_error(rungs[-1])
+    # With the globals at their posterior only the noise of cells is left to weigh.
+    assert evidence - rungs[-1].mean() < 0.1 * (evidence - elbo.mean())
+
+
+def test_weighing_does_not_forgive_wrong_globals(distrusted):
+    """However many particles, the KL of the globals is left, in its closed form."""
+    world, batch, _ = distrusted
+    program = world.exact_program(batch)
+    with torch.no_grad():
+        program.direction_factor.factor.log_scale += math.log(2.0)
+    gap = 2 * 3 * (0.5 * (4 - 1) - math.log(2.0))
+    found = bounds(NegativeIWELBO(program, 32), batch, 400)
+    assert world.log_evidence(batch) - gap - found.mean() < 0.1 * gap + 4 * standard_error(found)
+    assert found.mean() < world.log_evidence(batch) - gap + 4 * standard_error(found)
+
+
+def test_minibatches_of_the_weighted_bound_are_unbiased(distrusted):
+    """Fewer cells, each counted more often; the globals once."""
+    _, batch, program = distrusted
+    whole = bounds(NegativeIWELBO(program, 4), batch, 400)
+    loss = NegativeIWELBO(program, 4)
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        parts = np.array(
+            [
+                -float(loss(part(batch, rng.choice(len(SINGLE), 8, replace=False)))) * len(SINGLE)
+                for _ in range(600)
+            ]
+        )
+    error = math.hypot(standard_error(whole), standard_error(parts))
+    assert parts.mean() == pytest.approx(whole.mean(), abs=4 * error)
+
+
+def test_weighted_bound_has_finite_gradients(program, cells):
+    program.zero_grad()
+    pyro.set_rng_seed(0)
+    NegativeIWELBO(program, 5)(part(cells, slice(0, 60)), 0.5).backward()
+    gradients = {name: parameter.grad for name, parameter in program.named_parameters()}
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+    assert all((gradients[name] != 0).any() for name in PARAMETERS.values())
+
+
+def test_log_weights_of_more_particles_are_higher(distrusted):
+    _, batch, program = distrusted
+    pyro.set_rng_seed(0)
+    with torch.no_grad():
+        one, many = (torch.stack([log_weights(program, batch, n) for _ in range(100)]) for n in (1, 16))
+    assert one.shape == many.shape == (100, len(SINGLE))
+    assert (one.mean(0) < many.mean(0)).all()
+
+
+@pytest.mark.parametrize("settings", [{"responders": "Dose"}, {"noise": "Mixture"}, {"noise": "Flow"}])
+def test_weighted_fit(screen, settings):
+    """With the warm-up, and validation by the same bound."""
+    model = SCCVAE(screen, n_nodes=3, hidden=(8,), **settings)
+    model.fit(objective="iwae", particles=3, max_epochs=2, batch_size=64, progress=False)
+    assert np.isfinite(model.history.to_numpy()).all()
+
+
+def test_enumerated_responders_are_refused(screen):
+    with pytest.raises(InputError, match=r"responders=Beta .*objective='elbo'"):
+        SCCVAE(screen, n_nodes=3, responders="Beta").fit(objective="iwae", particles=4, progress=False)
+
+
+def test_draws_without_gradient_are_refused(program, cells, monkeypatch):
+    monkeypatch.setattr(program.graph_factor, "forward", lambda _: pyro.sample("B", _Coin()))
+    with pytest.raises(InputError, match="'B' without one"):
+        NegativeIWELBO(program, 2)(cells)
+
+
+class _Coin(dist.Delta):
+    """No edge, drawn without a gradient."""
+
+    has_rsample = False
+
+    def __init__(self):
+        super().__init__(torch.zeros(4, 4).double(), event_dim=2)
+
+
+def test_one_particle_is_refused_by_name():
+    with pytest.raises(InputError, match="particles = 1: with one particle iwae is the elbo"):
+        InferenceSpec.read({"objective": "iwae"})
+
+
+def test_file_of_the_weighted_bound():
+    spec = InferenceSpec.read(Path(__file__).parents[2] / "inference/iwae.toml")
+    assert (spec.objective, spec.particles) == ("iwae", 8)
