@@ -10,7 +10,6 @@ import torch
 from linear_gaussian import LinearGaussian
 from pyro import poutine
 from pyro.infer.mcmc.util import initialize_model
-from screens import log_values, set_up, small_screen
 
 import sccvae_pyro as sv
 from sccvae_pyro import InputError
@@ -47,21 +46,6 @@ def test_draws_are_those_of_the_exact_posterior():
     found = np.corrcoef(direction.reshape(len(direction), -1).T)
     exact = covariance / np.outer(sd.ravel(), sd.ravel())
     np.testing.assert_allclose(found, exact, atol=0.2)
-
-
-# Beside the guide
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    """Log values of 3 perturbations of 8 cells and 12 control cells."""
-    sizes = {"n_perturbations": 3, "cells_per_perturbation": 8, "n_control": 12, "n_genes": 24}
-    return set_up(log_values(small_screen(**sizes, n_combinations=0)))
-
-
-def fitted_to(tiny, **priors):
-    model = sv.SCCVAE(tiny, n_nodes=2, hidden=(4,), direction="Linear", **priors)
-    return model.fit(max_epochs=60, target_steps=1, batch_size=34, progress=False)
 
 
 # The mechanics
