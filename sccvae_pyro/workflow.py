@@ -124,6 +124,7 @@ def prepare(
         adata = _without(adata, leave_out)
     targets = _targets(adata)
     if held_out is None:
+        logger.info("Nothing is held out: give --hold-out to test predictions of unseen perturbations.")
         train, test = adata, None
     else:
         split = split_perturbations(adata, _share_or_names(held_out, targets), seed, validation=0.0)

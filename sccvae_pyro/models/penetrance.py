@@ -234,7 +234,8 @@ class Guides(PenetrancePrior):
         """Log-normal for each guide, and the factor of the strengths."""
         if not sizes.guides:
             raise InputError(
-                "penetrance Guides needs labelled guides. Name their column: guide_key in setup_anndata."
+                "penetrance Guides needs labelled guides. Name their column: guide_key in "
+                "setup_anndata, or --guide-key."
             )
         return _GuidesFactor(self.strength.guide(sizes, features), sizes.guides)
 
