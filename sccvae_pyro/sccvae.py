@@ -30,7 +30,7 @@ from sccvae_pyro.inference.spec import InferenceSpec
 from sccvae_pyro.models import build
 from sccvae_pyro.models.graph_edges import node_names
 from sccvae_pyro.models.responders import AllCells
-from sccvae_pyro.models.slot import Member, Sizes
+from sccvae_pyro.models.slot import Described, Member, Sizes
 from sccvae_pyro.models.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,10 @@ class SCCVAE:
         Latent causal nodes; ``None`` takes the default of :class:`~sccvae_pyro.models.spec.ModelSpec`.
     hidden
         Widths of the hidden layers.
-    graph, penetrance, direction, responders, noise
+    nodes
+        What the nodes are, instead of ``n_nodes`` free ones: a member of :mod:`sccvae_pyro.priors`, its name,
+        or a table with name and settings.
+    graph, penetrance, direction, intervention, responders, noise, library
         Priors: an object of :mod:`sccvae_pyro.priors`, its name, or a table with name and settings.
     likelihood
         The same; ``"auto"`` takes the negative binomial for counts, the normal for other values.
@@ -76,6 +79,9 @@ class SCCVAE:
         direction: Choice = None,
         responders: Choice = None,
         noise: Choice = None,
+        nodes: Choice = None,
+        intervention: Choice = None,
+        library: Choice = None,
         likelihood: Choice = "auto",
     ) -> None:
         spec = ModelSpec.read(
@@ -87,6 +93,9 @@ class SCCVAE:
             direction=direction,
             responders=responders,
             noise=noise,
+            nodes=nodes,
+            intervention=intervention,
+            library=library,
             likelihood=likelihood,
         )
         self._set_up(adata, spec)
@@ -128,8 +137,8 @@ class SCCVAE:
             raise InputError(
                 f"There are no control cells ({self.coding.schema.control!r}); the model starts from them."
             )
-        self.features = build.features_of(adata, self.coding)
         self.priors = spec.priors(self.coding.schema.kind)
+        self.features = build.features_of(adata, self.coding) if self._reads_features else None
         logger.info("likelihood: %s, for %s", type(self.priors.likelihood).__name__, self.coding.schema.kind)
         self.program = build.program_of(spec, self.priors, self._screen, self.features, seed=0)
         self.controls: posterior.Controls | None = None
@@ -145,6 +154,10 @@ class SCCVAE:
             f"SCCVAE ({state}): {sizes.genes} genes, {sizes.perturbations} perturbations, "
             f"{sizes.features} features, {sizes.nodes} nodes\n  {priors}"
         )
+
+    @property
+    def _reads_features(self) -> bool:
+        return self.priors.direction.reads_features or self.priors.penetrance.reads_features
 
     @property
     def is_fitted(self) -> bool:
@@ -417,11 +430,17 @@ class SCCVAE:
         DataFrame with columns ``gene``, ``predictable`` and ``reason``.
         """
         genes = [genes] if isinstance(genes, str) else list(genes)
-        if self.features is None:
-            return pd.DataFrame(
-                {"gene": genes, "predictable": True, "reason": "no features: the population's mean effect"}
-            )
-        table = self.features.predictable(genes)
+        if self.features is not None:
+            table = self.features.predictable(genes)
+        else:
+            reason = "no features: the population's mean effect"
+            table = pd.DataFrame({"gene": genes, "predictable": True, "reason": reason})
+        if not self.priors.direction.reads_features:
+            has_node = table["gene"].isin(self.nodes)
+            table.loc[has_node & table["predictable"], "reason"] = "acts on its own node"
+            table.loc[~has_node, ["predictable", "reason"]] = [False, "no node of its own"]
+        elif self.features is None:
+            return table
         seen = table["gene"].isin(self.coding.perturbations)
         table.loc[seen, "predictable"] = True
         table.loc[seen, "reason"] = "seen in training"
@@ -717,16 +736,18 @@ class SCCVAE:
         known = self.coding.perturbations
         unknown = sorted({target for targets in parsed for target in targets}.difference(known))
         _check_spelling(unknown, [control, *known])
-        if unknown and self.features is None:
+        if unknown and self.features is None and self.priors.direction.reads_features:
             _warn_of_population(unknown, known)
         table = self.predictable(unknown)
         if not table["predictable"].all():
             refused = table[~table["predictable"]]
             reason = f"{refused['gene'].iloc[0]} has {refused['reason'].iloc[0]}"
-            raise InputError(
-                f"Cannot predict {listing(refused['gene'])}: {reason}. "
+            way_out = (
                 "Give features for it (feature_key), or ask predictable() which genes have them."
+                if self.priors.direction.reads_features
+                else "Name it among the genes of nodes=Anchored(genes=[...])."
             )
+            raise InputError(f"Cannot predict {listing(refused['gene'])}: {reason}. {way_out}")
         labels = [canonical_label(targets, control) for targets in parsed]
         if len(set(labels)) < len(labels):
             twice = pd.Series(labels)[pd.Series(labels).duplicated()].unique()
@@ -743,8 +764,14 @@ class SCCVAE:
         control, known = self.coding.schema.control, self.coding.perturbations
         parsed = [parse_targets(label, control) for label in labels]
         unseen = sorted({target for targets in parsed for target in targets if target not in set(known)})
+        return results.label_push(self.program, draws, parsed, known, unseen, self._describe, seed)
+
+    def _describe(self, unseen: Sequence[str]) -> Described:
+        """What the priors know of perturbations without cells."""
         rows = np.zeros((len(unseen), 0)) if self.features is None else self.features.rows(unseen)
-        return results.label_push(self.program, draws, parsed, known, unseen, rows, seed)
+        expression = build.expression_of(unseen, self.coding, self.program.baseline)
+        features = torch.as_tensor(rows, dtype=expression.dtype)
+        return self.program.describe(features, tuple(unseen), expression)
 
 
 def _check_sizes(sizes: Sizes, coding: Coding) -> None:

@@ -142,7 +142,7 @@ def test_no_penetrance_is_control_for_an_unseen_perturbation(held_out):
 
 def test_penetrance_scales_the_shift(fitted):
     draws = posterior.draw(fitted.program, 7, 0)
-    shift = fitted._push(draws, ["G0001"], 0).shift
+    shift = fitted._push(draws, ["G0001"], 0).action
     deltas = [
         fitted.predict(["G0001"], penetrance=value, n_samples=7).layers["delta"] for value in (1.0, 0.5)
     ]
@@ -155,7 +155,7 @@ def test_shifts_of_a_combination_add_up(held_out):
     """Seen or not, in whatever order they are written."""
     draws = posterior.draw(held_out.program, 6, 0)
     labels = ["G0001", "G0002", "G0003", "G0001+G0002", "G0002+G0003", "control"]
-    one, two, unseen, seen_pair, mixed_pair, control = held_out._push(draws, labels, 0).shift.unbind(1)
+    one, two, unseen, seen_pair, mixed_pair, control = held_out._push(draws, labels, 0).action.unbind(1)
     torch.testing.assert_close(seen_pair, one + two)
     torch.testing.assert_close(mixed_pair, two + unseen)
     torch.testing.assert_close(control, torch.zeros_like(control))
@@ -174,7 +174,7 @@ def test_unseen_perturbations_keep_their_prior_spread(held_out):
     """No cells inform its residual: given the globals, it is a draw from the prior around its features."""
     n = 4000
     draws = posterior.draw(held_out.program, n, 0)
-    shift = held_out._push(draws, ["G0003"], 0).shift[:, 0].numpy()
+    shift = held_out._push(draws, ["G0003"], 0).action[:, 0].numpy()
     features = torch.as_tensor(held_out.features.rows(["G0003"]), dtype=torch.float32)
     functions, missed = (part[0].numpy() for part in held_out.program.basis(features))
     scale, signal, weights = (

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from sccvae_pyro.models import scm
 from sccvae_pyro.models.observation import Profile
 from sccvae_pyro.models.program import Causes, Program
 from sccvae_pyro.models.responders import Evidence
+from sccvae_pyro.models.slot import Described
 
 CELL_CHUNK = 4096
 DRAWS_AT_ONCE = 8
@@ -54,8 +56,8 @@ class Draws:
         ``draws x nodes x nodes``.
     strength_p
         ``draws x perturbations``, of the seen perturbations.
-    shift_pk
-        ``draws x perturbations x nodes``, of the seen perturbations at penetrance 1.
+    action_pa
+        ``draws x perturbations x actions``, of the seen perturbations at penetrance 1, shifts first.
     share_p
         ``draws x perturbations``, mean share of its shift that a cell shows, of the seen perturbations.
     relative_g
@@ -67,37 +69,37 @@ class Draws:
     values: dict[str, Tensor]
     B: Tensor
     strength_p: Tensor
-    shift_pk: Tensor
+    action_pa: Tensor
     share_p: Tensor
     relative_g: Tensor
     gene_level: Tensor
 
     def push_of(self, batch: Batch) -> Push:
         """What each cell of a batch carries."""
-        causes = Causes(self.B, self.shift_pk, self.share_p, self.relative_g)
-        return Push(causes.shift_of(batch), causes.share_of(batch))
+        causes = Causes(self.B, self.action_pa, self.share_p, self.relative_g)
+        return Push(causes.action_of(batch), causes.share_of(batch))
 
     def __len__(self) -> int:
-        return len(self.shift_pk)
+        return len(self.action_pa)
 
 
 class Push(NamedTuple):
     """What perturbations do to a cell, at penetrance 1, for each draw of the globals.
 
-    ``shift``: ``draws x labels x nodes``, of a full response; ``share``: ``draws x labels``, the mean
+    ``action``: ``draws x labels x actions``, of a full response; ``share``: ``draws x labels``, the mean
     share of it that cells show.
     """
 
-    shift: Tensor
+    action: Tensor
     share: Tensor
 
     def at(self, penetrance: float) -> Push:
         """The same at another penetrance."""
-        return self._replace(shift=penetrance * self.shift)
+        return self._replace(action=penetrance * self.action)
 
     def of(self, labels: Any) -> Push:
         """Some of the labels."""
-        return Push(self.shift[:, labels], self.share[:, labels])
+        return Push(self.action[:, labels], self.share[:, labels])
 
 
 class Controls(NamedTuple):
@@ -164,7 +166,7 @@ def _draw(program: Program, propose: Callable[[], dict[str, Tensor]], n_draws: i
 
 
 def _causes(draws: Draws) -> tuple[Tensor, ...]:
-    return draws.B, draws.strength_p, draws.shift_pk, draws.share_p, draws.relative_g, draws.gene_level
+    return draws.B, draws.strength_p, draws.action_pa, draws.share_p, draws.relative_g, draws.gene_level
 
 
 def _draw_at_once(program: Program, propose: Callable[[], dict[str, Tensor]], n_draws: int) -> Draws:
@@ -199,7 +201,7 @@ def draws_given(program: Program, values: dict[str, Tensor], n_draws: int) -> Dr
         values,
         scm.drop_cells_dim(causes.B).expand(n_draws, K, K),
         strength_p.expand(n_draws, strength_p.shape[-1]),
-        causes.shift_pk.expand(n_draws, *causes.shift_pk.shape[-2:]),
+        causes.action_pa.expand(n_draws, *causes.action_pa.shape[-2:]),
         causes.share_p.expand(n_draws, causes.share_p.shape[-1]),
         causes.relative_g.expand(n_draws, causes.relative_g.shape[-1]),
         gene_level.expand(n_draws, *gene_level.shape[-2:]),
@@ -207,8 +209,8 @@ def draws_given(program: Program, values: dict[str, Tensor], n_draws: int) -> Dr
 
 
 @torch.no_grad()
-def unseen_push(program: Program, draws: Draws, features: Tensor, seed: int) -> Push:
-    """Draw shifts and shares of perturbations without cells.
+def unseen_push(program: Program, draws: Draws, unseen: Described, seed: int) -> Push:
+    """Draw actions and shares of perturbations without cells.
 
     Population-level sites come from the posterior, what each perturbation has of its own from its prior.
 
@@ -218,8 +220,8 @@ def unseen_push(program: Program, draws: Draws, features: Tensor, seed: int) -> 
         Fitted program.
     draws
         Posterior draws of the globals.
-    features
-        ``unseen x features``, standardised.
+    unseen
+        What :meth:`Program.describe` says of them.
     seed
         Seed of residuals, strengths and shares.
 
@@ -233,10 +235,10 @@ def unseen_push(program: Program, draws: Draws, features: Tensor, seed: int) -> 
     # Not hidden from the plate of draws, as causes_given would: each draw has a strength of its own.
     given = poutine.condition(data=population)
     with seeded(seed), pyro.plate("draws", len(draws), dim=-2), given:
-        causes = program.causes(program.describe(features))
+        causes = program.causes(unseen)
     n = len(draws)
     return Push(
-        causes.shift_pk.expand(n, *causes.shift_pk.shape[-2:]),
+        causes.action_pa.expand(n, *causes.action_pa.shape[-2:]),
         causes.share_p.expand(n, causes.share_p.shape[-1]),
     )
 
@@ -254,13 +256,8 @@ def perturbation_sites(program: Program) -> set[str]:
 
 def noise_of_controls(controls: Controls, rows: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and sd of the noise of control cells by abduction, ``cells x nodes``."""
-    none = torch.zeros(())
-    return evidence_of(controls.state_ck[rows], controls.trust_ck[rows], B, none).noise(none)
-
-
-def evidence_of(state_ck: Tensor, trust_ck: Tensor, B: Tensor, shift_ck: Tensor) -> Evidence:
-    """What the guide knows of cells; see :meth:`Program.guide`."""
-    return Evidence(scm.abduct(state_ck, B), trust_ck, shift_ck)
+    state_ck, trust_ck = controls.state_ck[rows], controls.trust_ck[rows]
+    return Evidence.of(state_ck, trust_ck, B, torch.zeros_like(state_ck)).noise(torch.zeros(()))
 
 
 @torch.no_grad()
@@ -309,13 +306,13 @@ def population_means(
         with seeded(seed + s):
             response_c = program.priors.responders.response(torch.ones(len(rows)))
         expected = expected_mean(program, profile, draws, s, controls.covariates_cv[rows])
-        yield s, mean_changes(expected, z_ck, response_c, push.shift[s], push.share[s]).numpy()
+        yield s, mean_changes(expected, z_ck, response_c, push.action[s], push.share[s]).numpy()
 
 
 def expected_mean(
     program: Program, profile: Profile, draws: Draws, s: int, covariates_cv: Tensor
-) -> Callable[[Tensor], Tensor]:
-    """Build the map from the noise of cells, ``... x cells x nodes``, to their mean profile in one draw.
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Build the map from noise and actions of cells, each ``... x cells x``, to their mean profile in one draw.
 
     Parameters
     ----------
@@ -331,18 +328,18 @@ def expected_mean(
     Function that gives ``... x genes``, in ``log1p(CP10K)`` or the units of the values.
     """
 
-    def expected(noise_ck: Tensor) -> Tensor:
-        change_cg = program.decode(scm.propagate(noise_ck, draws.B[s]), covariates_cv)
+    def expected(noise_ck: Tensor, action_ca: Tensor) -> Tensor:
+        change_cg = program.decode(scm.respond(noise_ck, action_ca, draws.B[s]), covariates_cv)
         return profile(change_cg, program.baseline, covariates_cv, draws.gene_level[s]).mean(-2)
 
     return expected
 
 
 def mean_changes(
-    expected: Callable[[Tensor], Tensor],
+    expected: Callable[[Tensor, Tensor], Tensor],
     z_ck: Tensor,
     response_c: Tensor,
-    shift_lk: Tensor,
+    action_la: Tensor,
     share_l: Tensor,
 ) -> Tensor:
     """Mean change of the profile of the same cells under each label, ``labels x genes``.
@@ -354,24 +351,24 @@ def mean_changes(
     z_ck
         Noise of the cells.
     response_c
-        Share of its shift that a responding cell shows.
-    shift_lk, share_l
+        Share of its action that a responding cell shows.
+    action_la, share_l
         What each label does in this draw; see :class:`Push`.
     """
-    baseline = expected(z_ck)
+    baseline = expected(z_ck, torch.zeros_like(z_ck))
     step = max(1, CELL_CHUNK // len(z_ck))
     parts = [
-        expected(z_ck + response_c.unsqueeze(-1) * chunk_lk.unsqueeze(-2)) - baseline
-        for chunk_lk in shift_lk.split(step)
+        expected(z_ck, response_c.unsqueeze(-1) * chunk_la.unsqueeze(-2)) - baseline
+        for chunk_la in action_la.split(step)
     ]
     return share_l.unsqueeze(-1) * torch.cat(parts)
 
 
 def expression(
-    program: Program, draws: Draws, s: int, noise_ck: Tensor, library_c: Tensor, covariates_cv: Tensor
+    program: Program, draws: Draws, s: int, state_ck: Tensor, library_c: Tensor, covariates_cv: Tensor
 ) -> TorchDistribution:
-    """Distribution of the expression of cells in one draw, given their noise with all shifts added."""
-    change_cg = program.decode(scm.propagate(noise_ck, draws.B[s]), covariates_cv)
+    """Distribution of the expression of cells in one draw, given their causal state."""
+    change_cg = program.decode(state_ck, covariates_cv)
     return program.priors.likelihood.distribution(
         change_cg, program.baseline, library_c, covariates_cv, draws.gene_level[s]
     )
@@ -406,9 +403,10 @@ def sample_cells(
             mine = rows[which == s]
             mean, sd = noise_of_controls(controls, mine, draws.B[s])
             share_c = program.priors.responders.share(push.share[s].expand(len(mine)))
-            z_ck = mean + sd * torch.randn_like(mean) + share_c.unsqueeze(-1) * push.shift[s]
+            z_ck = mean + sd * torch.randn_like(mean)
+            state_ck = scm.respond(z_ck, share_c.unsqueeze(-1) * push.action[s], draws.B[s])
             library_c, covariates_cv = controls.library_c[mine], controls.covariates_cv[mine]
-            out.append(expression(program, draws, s, z_ck, library_c, covariates_cv).sample())
+            out.append(expression(program, draws, s, state_ck, library_c, covariates_cv).sample())
     order = torch.argsort(which, stable=True)
     values = torch.cat(out)[torch.argsort(order)]
     return values.numpy(), controls.library_c[rows].numpy(), rows.numpy()
@@ -453,13 +451,13 @@ def counterfactual(
     counter: list[Tensor] = []
     with seeded(stream(*key, 1)):
         for s in range(len(draws)):
-            evidence = evidence_of(state_ck, trust_ck, draws.B[s], own.shift[s])
+            evidence = Evidence.of(state_ck, trust_ck, draws.B[s], own.action[s])
             share_c = responders.propose(own.share[s], evidence)
             mean, sd = evidence.noise(share_c)
             z_ck = mean + sd * torch.randn_like(mean)
             new_c = torch.where(is_control, responders.share(new.share[s]), share_c)
-            for shift_ck, share, kept in ((own.shift[s], share_c, factual), (new.shift[s], new_c, counter)):
-                state = scm.propagate(z_ck + share.unsqueeze(-1) * shift_ck, draws.B[s])
+            for action, share, kept in ((own.action[s], share_c, factual), (new.action[s], new_c, counter)):
+                state = scm.respond(z_ck, share.unsqueeze(-1) * action, draws.B[s])
                 change = program.decode(state, batch.covariates_cv)
                 kept.append(profile(change, program.baseline, batch.covariates_cv, draws.gene_level[s]))
     return torch.stack(factual), torch.stack(counter)
@@ -486,32 +484,45 @@ def log_density(program: Program, draws: Draws, batch: Batch, push: Push, key: t
     """
     state_ck, trust_ck = program.encode(batch)
     prior = program.noise(program.baseline)
+    counted_c, responders = batch.library_c, program.priors.responders
     weights = []
     with seeded(stream(*key, 2)):
         for s in range(len(draws)):
-            evidence = evidence_of(state_ck, trust_ck, draws.B[s], push.shift[s])
-            share_c, share_weight_c = propose_share(program, push.share[s], evidence)
+            evidence = Evidence.of(state_ck, trust_ck, draws.B[s], push.action[s])
+            mean_c = push.share[s]
+            share_c, share_weight_c = weighed(
+                partial(responders.propose, mean_c, evidence), partial(responders.share, mean_c)
+            )
+            library_c, library_weight_c = weighed(
+                partial(program.library.propose, counted_c), partial(program.library, counted_c)
+            )
             proposal = torch.distributions.Independent(
                 torch.distributions.Normal(*evidence.noise(share_c)), 1
             )
             z_ck = proposal.sample()
-            pushed_ck = z_ck + share_c.unsqueeze(-1) * push.shift[s]
-            x = expression(program, draws, s, pushed_ck, batch.library_c, batch.covariates_cv)
+            answer_ck = scm.respond(z_ck, share_c.unsqueeze(-1) * push.action[s], draws.B[s])
+            x = expression(program, draws, s, answer_ck, library_c, batch.covariates_cv)
             weight_c = x.log_prob(batch.x_cg) + prior.log_prob(z_ck) - proposal.log_prob(z_ck)
-            weights.append(weight_c + share_weight_c)
+            weights.append(weight_c + share_weight_c + library_weight_c)
     return torch.stack(weights).logsumexp(0) - math.log(len(draws))
 
 
-def propose_share(program: Program, mean_c: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
-    """Draw the shares of cells from the guide; give them and ``log p - log q`` of each, cells."""
+def weighed(propose: Callable[[], object], prior: Callable[[], Tensor]) -> tuple[Tensor, Tensor | float]:
+    """Draw a site of the cells from the guide; give what the model makes of it, and ``log p - log q``, cells.
+
+    Parameters
+    ----------
+    propose
+        Samples the site in the guide, or nothing where the model has none.
+    prior
+        Samples the site in the model and returns its value.
+    """
     with poutine.trace() as proposed:
-        share_c = program.priors.responders.propose(mean_c, evidence)
-    if "share" not in proposed.trace:
-        return share_c, torch.zeros_like(mean_c)
-    with poutine.trace() as prior, poutine.condition(data={"share": share_c}):
-        program.priors.responders.share(mean_c)
-    p, q = (trace.trace.nodes["share"]["fn"].log_prob(share_c) for trace in (prior, proposed))
-    return share_c, p - q
+        propose()
+    with poutine.trace() as drawn, poutine.replay(trace=proposed.trace):
+        value = prior()
+    sites = [(drawn.trace.nodes[name]["fn"], site["fn"]) for name, site in proposed.trace.nodes.items()]
+    return value, sum(((p.log_prob(value) - q.log_prob(value)) for p, q in sites), 0.0)
 
 
 def summarise(draws: np.ndarray, quantiles: Sequence[float] = (0.05, 0.95)) -> dict[str, np.ndarray]:

@@ -85,9 +85,11 @@ def _of_draw(
 ) -> dict[str, float]:
     library_c, covariates_cv = controls.library_c, controls.covariates_cv
     z_ck = program.noise(program.baseline).sample((len(library_c),))
-    for noise in (z_ck, push.shift[s]):
-        _check_states(scm.propagate(noise, draws.B[s]))
-    x_cg = posterior.expression(program, draws, s, z_ck, library_c, covariates_cv).sample()
+    state_ck = scm.propagate(z_ck, draws.B[s])
+    pushed_lk = scm.respond(torch.zeros(program.sizes.nodes), push.action[s], draws.B[s])
+    for state in (state_ck, pushed_lk):
+        _check_states(state)
+    x_cg = posterior.expression(program, draws, s, state_ck, library_c, covariates_cv).sample()
     return {
         "edges": float((draws.B[s].abs() > EDGE).sum()),
         **_of_effects(_sizes(program, draws, s, push, z_ck, covariates_cv, profile)),
@@ -118,7 +120,7 @@ def _sizes(
     few = slice(CELLS_PER_DRAW)  # the cells are in random order
     expected = posterior.expected_mean(program, profile, draws, s, covariates_cv[few])
     response_c = program.priors.responders.response(z_ck.new_ones(len(z_ck[few])))
-    changes = posterior.mean_changes(expected, z_ck[few], response_c, push.shift[s], push.share[s])
+    changes = posterior.mean_changes(expected, z_ck[few], response_c, push.action[s], push.share[s])
     return changes.double().square().mean(-1).sqrt().numpy()
 
 

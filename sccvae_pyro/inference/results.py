@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from sccvae_pyro.inference import posterior
 from sccvae_pyro.inference.posterior import Controls, Draws, Push
 from sccvae_pyro.models import scm
 from sccvae_pyro.models.program import Program
+from sccvae_pyro.models.responders import Evidence
+from sccvae_pyro.models.slot import Described
 
 KEPT_CONTROLS = 1024
 """Control cells that a fitted model remembers, to predict without the data."""
@@ -64,10 +66,10 @@ def label_push(
     parsed: Sequence[Sequence[str]],
     known: Sequence[str],
     unseen: Sequence[str],
-    unseen_features: np.ndarray,
+    describe: Callable[[Sequence[str]], Described],
     seed: int,
 ) -> Push:
-    """What each label does: the sum of the shifts of its targets, and the mean of their shares.
+    """What each label does: the sum of the actions of its targets, and the mean of their shares.
 
     Parameters
     ----------
@@ -77,8 +79,8 @@ def label_push(
         Targets of each label.
     known, unseen
         Seen perturbations in the order of their codes, and the unseen ones among the targets.
-    unseen_features
-        ``unseen x features``.
+    describe
+        Describes the unseen.
     seed
         Seed of what the prior decides about the unseen.
 
@@ -86,17 +88,16 @@ def label_push(
     -------
     Push
     """
-    shift_pk, share_p = draws.shift_pk, draws.share_p
+    action_pa, share_p = draws.action_pa, draws.share_p
     if unseen:
-        features = torch.as_tensor(unseen_features, dtype=shift_pk.dtype)
-        others = posterior.unseen_push(program, draws, features, seed + 1)
-        shift_pk, share_p = torch.cat([shift_pk, others.shift], 1), torch.cat([share_p, others.share], 1)
+        others = posterior.unseen_push(program, draws, describe(unseen), seed + 1)
+        action_pa, share_p = torch.cat([action_pa, others.action], 1), torch.cat([share_p, others.share], 1)
     code = {name: i for i, name in enumerate([*known, *unseen])}
     width = max([1, *map(len, parsed)])
     table = torch.full((len(parsed), width), len(code))
     for row, targets in zip(table, parsed, strict=True):
         row[: len(targets)] = torch.tensor([code[t] for t in targets], dtype=torch.long)
-    return Push(scm.shift_of_cells(shift_pk, table), scm.share_of_cells(share_p, table))
+    return Push(scm.action_of_cells(action_pa, table), scm.share_of_cells(share_p, table))
 
 
 def population_deltas(
@@ -213,11 +214,11 @@ def latent(program: Program, draws: Draws, screen: Screen, kind: str, block: int
         total = torch.zeros_like(state_ck)
         own = draws.push_of(batch)
         for s in range(len(draws)):
-            evidence = posterior.evidence_of(state_ck, trust_ck, draws.B[s], own.shift[s])
+            evidence = Evidence.of(state_ck, trust_ck, draws.B[s], own.action[s])
             share_c = program.priors.responders.expected(own.share[s], evidence)
             z_ck, _ = evidence.noise(share_c)
-            shift_ck = share_c.unsqueeze(-1) * own.shift[s]
-            total += z_ck if kind == "z" else scm.propagate(z_ck + shift_ck, draws.B[s])
+            action_ca = share_c.unsqueeze(-1) * own.action[s]
+            total += z_ck if kind == "z" else scm.respond(z_ck, action_ca, draws.B[s])
         out[rows] = (total / len(draws)).numpy()
     return out
 
@@ -231,7 +232,7 @@ def responders(program: Program, draws: Draws, screen: Screen, block: int = 2048
         own = draws.push_of(batch)
         shares = [
             program.priors.responders.expected(
-                own.share[s], posterior.evidence_of(state_ck, trust_ck, draws.B[s], own.shift[s])
+                own.share[s], Evidence.of(state_ck, trust_ck, draws.B[s], own.action[s])
             )
             for s in range(len(draws))
         ]
@@ -249,7 +250,7 @@ def log_density(
     for rows, batch in screen.batches(np.arange(len(screen)), block):
         own = push.of(codes[torch.as_tensor(rows)])
         relative_c1 = scm.relative_of_cells(draws.relative_g, batch.guides_c).unsqueeze(-1)
-        own = own._replace(shift=relative_c1 * own.shift)
+        own = own._replace(action=relative_c1 * own.action)
         out[rows] = posterior.log_density(program, draws, batch, own, (seed, int(rows[0]))).numpy()
     return out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from sccvae_pyro.data.features import FeatureTable, control_pca
 from sccvae_pyro.data.loading import Coding, Screen
 from sccvae_pyro.data.schema import feature_table
 from sccvae_pyro.data.wording import listing
-from sccvae_pyro.models.networks import Decoder, Encoder
 from sccvae_pyro.models.program import Priors, Program
 from sccvae_pyro.models.slot import Sizes
 from sccvae_pyro.models.spec import ModelSpec
@@ -57,14 +56,18 @@ def program_of(
     seen = (
         np.zeros((len(coding.perturbations), 0)) if features is None else features.rows(coding.perturbations)
     )
+    placed = priors.nodes.place(coding.genes, coding.perturbations)
     sizes = Sizes(
         cells=len(screen),
         genes=len(coding.genes),
-        nodes=spec.n_nodes,
+        nodes=placed.number,
         perturbations=len(coding.perturbations),
         features=seen.shape[1],
         covariates=coding.n_covariates,
         guides=len(coding.guides),
+        node_names=placed.names,
+        anchors=placed.anchors,
+        perturbation_names=coding.perturbations,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -73,6 +76,9 @@ def program_of(
     program.encoder.center.copy_(torch.as_tensor(center))
     program.encoder.scale.copy_(torch.as_tensor(scale))
     program.baseline.copy_(torch.as_tensor(priors.likelihood.baseline(control_mean)))
+    program.expression_p.copy_(expression_of(coding.perturbations, coding, program.baseline))
+    program.library.start(screen.library)
+    program.check(program.targets)
     return program
 
 
@@ -81,9 +87,33 @@ def empty_program(spec: ModelSpec, priors: Priors, sizes: Sizes, features: Tenso
     features = torch.zeros(sizes.perturbations, sizes.features) if features is None else features
     shape = priors.likelihood.baseline(np.full(sizes.genes, 1.0 / (sizes.genes + 1))).shape
     center, scale = torch.zeros(sizes.genes), torch.ones(sizes.genes)
-    encoder = Encoder(center, scale, sizes.covariates, spec.hidden, sizes.nodes)
-    decoder = Decoder(sizes.nodes, sizes.covariates, spec.hidden, sizes.genes)
+    encoder = priors.nodes.encoder(center, scale, sizes, spec.hidden)
+    decoder = priors.nodes.decoder(sizes, spec.hidden)
     return Program(priors, sizes, features, torch.zeros(shape), encoder, decoder)
+
+
+def expression_of(names: Sequence[str], coding: Coding, baseline_g: Tensor) -> Tensor:
+    """How strongly control cells express each gene, standardised over the seen targets.
+
+    Parameters
+    ----------
+    names
+        Names of the genes.
+    coding
+        Measured genes and seen perturbations.
+    baseline_g
+        The likelihood's baseline, its first entries those of the measured genes.
+
+    Returns
+    -------
+    Tensor, ``names``; NaN where a gene is not measured.
+    """
+    values = baseline_g[: len(coding.genes)]  # some end with what is not measured
+    measured = pd.Series(values.numpy().astype(float), index=pd.Index(coding.genes))
+    seen = measured.reindex(coding.perturbations)
+    spread = seen.std(ddof=0)
+    standardised = (measured.reindex(names) - seen.mean()) / (spread if spread > 0 else 1.0)
+    return torch.as_tensor(standardised.to_numpy(), dtype=baseline_g.dtype)
 
 
 def gene_statistics(screen: Screen, block: int = 4096) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

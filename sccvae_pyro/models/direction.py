@@ -25,6 +25,9 @@ from sccvae_pyro.models.slot import Perturbations, Prior, Sizes, positive, whole
 class DirectionPrior(Prior, slot="direction"):
     """Base of the direction priors; the site is ``direction``."""
 
+    reads_features = True
+    """Whether an unseen perturbation needs features; else it needs a node of its own."""
+
     def basis(self, features: Tensor) -> nn.Module:
         """Build what turns features into a :class:`Basis`, for seen perturbations of these features."""
         return Affine()

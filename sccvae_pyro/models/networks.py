@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -41,10 +42,46 @@ class Encoder(nn.Module):
 
     def forward(self, log_expression_cg: Tensor, covariates_cv: Tensor) -> tuple[Tensor, Tensor]:
         """Give the mean of the state and the trust in it, between 0 and 1, each ``cells x nodes``."""
-        standardised = (log_expression_cg - self.center) / self.scale
+        standardised = self.standardise(log_expression_cg)
         loc, raw = self.body(torch.cat([standardised, covariates_cv], dim=-1)).chunk(2, dim=-1)
         # In single precision a sigmoid reaches 1, a noise of no width; that far the gradient is gone too.
         return loc, raw.clamp(max=12.0).sigmoid()
+
+    def standardise(self, log_expression_cg: Tensor) -> Tensor:
+        """Put every gene on one scale, ``cells x genes``."""
+        return (log_expression_cg - self.center) / self.scale
+
+
+class AnchoredEncoder(Encoder):
+    """An encoder in which every node reads its own gene directly, beside what the network reads in all.
+
+    Parameters
+    ----------
+    center, scale, n_covariates, hidden
+        As in :class:`Encoder`.
+    anchors
+        Position of the gene of each node.
+    """
+
+    anchors: Tensor
+
+    def __init__(
+        self,
+        center: Tensor,
+        scale: Tensor,
+        n_covariates: int,
+        hidden: Sequence[int],
+        anchors: Sequence[int],
+    ) -> None:
+        super().__init__(center, scale, n_covariates, hidden, len(anchors))
+        self.register_buffer("anchors", torch.tensor(anchors))
+        self.own_k = nn.Parameter(torch.full((len(anchors),), 0.5))
+
+    def forward(self, log_expression_cg: Tensor, covariates_cv: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the mean of the state and the trust in it, between 0 and 1, each ``cells x nodes``."""
+        loc_ck, trust_ck = super().forward(log_expression_cg, covariates_cv)
+        own_ck = self.standardise(log_expression_cg)[..., self.anchors]
+        return loc_ck + self.own_k * own_ck, trust_ck
 
 
 class Decoder(nn.Module):
@@ -70,3 +107,31 @@ class Decoder(nn.Module):
         covariates = covariates_cv.expand(*state_ck.shape[:-1], covariates_cv.shape[-1])
         inputs = torch.cat([state_ck, covariates], dim=-1)
         return self.linear(inputs) + self.body(inputs)
+
+
+class AnchoredDecoder(Decoder):
+    """A decoder in which the gene of a node shows that node alone, with a positive loading.
+
+    Parameters
+    ----------
+    anchors
+        Position of the gene of each node.
+    n_covariates, hidden, n_genes
+        As in :class:`Decoder`.
+    """
+
+    anchors: Tensor
+
+    def __init__(
+        self, anchors: Sequence[int], n_covariates: int, hidden: Sequence[int], n_genes: int
+    ) -> None:
+        super().__init__(len(anchors), n_covariates, hidden, n_genes)
+        self.register_buffer("anchors", torch.tensor(anchors))
+        self.log_loading_k = nn.Parameter(torch.full((len(anchors),), math.log(0.3)))
+        self.covariates_vk = nn.Parameter(torch.zeros(n_covariates, len(anchors)))
+
+    def forward(self, state_ck: Tensor, covariates_cv: Tensor) -> Tensor:
+        """Give the change of each gene, ``... x cells x genes``, on the scale of the likelihood."""
+        change_cg = super().forward(state_ck, covariates_cv)
+        own_ck = self.log_loading_k.exp() * state_ck + covariates_cv @ self.covariates_vk
+        return change_cg.index_copy(-1, self.anchors, own_ck)

@@ -13,14 +13,18 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 from torch.distributions import transforms
 
+from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.models.factors import MeanField, Plated
 from sccvae_pyro.models.scm import drop_cells_dim
-from sccvae_pyro.models.slot import Empty, Perturbations, Prior, Sizes, finite, positive
+from sccvae_pyro.models.slot import Empty, Perturbations, Prior, Sizes, Targets, finite, positive
 
 
 class PenetrancePrior(Prior, slot="penetrance"):
     """Base of the penetrance priors; the site of the strength is ``strength``."""
+
+    reads_features = False
+    """Whether it needs features of the perturbed genes."""
 
     def relative(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
         """Strength of each guide relative to its perturbation, ``guides``; ones unless guides differ."""
@@ -163,6 +167,8 @@ class OnFeatures(PenetrancePrior):
     weight: float = 0.1
     scale: float = 0.05
 
+    reads_features = True
+
     def __post_init__(self) -> None:
         positive(self, weight=self.weight, scale=self.scale)
 
@@ -179,19 +185,70 @@ class OnFeatures(PenetrancePrior):
 
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
         """Normal for each weight, log-normal for each strength."""
-        return _OnFeaturesFactor(sizes)
+        return _RegressedFactor(MeanField("strength_weights", [sizes.features], 1, scale=0.02), sizes)
 
 
-class _OnFeaturesFactor(nn.Module):
-    def __init__(self, sizes: Sizes) -> None:
+class _RegressedFactor(nn.Module):
+    def __init__(self, weights: MeanField, sizes: Sizes) -> None:
         super().__init__()
-        self.weights = MeanField("strength_weights", [sizes.features], 1, scale=0.02)
+        self.weights = weights
         self.strength = _log_normals(sizes)
 
     def forward(self, perturbations: Perturbations) -> None:
         """Sample weights and strengths."""
         self.weights()
         self.strength(perturbations)
+
+
+@dataclass(frozen=True)
+class OnExpression(PenetrancePrior):
+    """How strongly control cells express a gene says how strong its perturbation is.
+
+    ``log strength_p ~ Normal(strength_slope expression_p, scale)``, slope ``Normal(0, weight)``, with the mean
+    log expression of the target in control cells, standardised over the seen perturbations: silencing a
+    silent gene does little.
+
+    Parameters
+    ----------
+    weight
+        Width of the belief about the slope.
+    scale
+        Standard deviation of the log strength around the line.
+    """
+
+    weight: float = 0.2
+    scale: float = 0.05
+
+    def __post_init__(self) -> None:
+        positive(self, weight=self.weight, scale=self.scale)
+
+    def check(self, targets: Targets, sizes: Sizes) -> None:
+        """Refuse targets that are not measured.
+
+        Raises
+        ------
+        InputError
+            Naming them.
+        """
+        unmeasured = [n for n, e in zip(targets.names, targets.expression_p, strict=True) if e.isnan()]
+        if unmeasured:
+            raise InputError(
+                "penetrance OnExpression reads the expression of the perturbed genes, and "
+                f"{listing(unmeasured)} are not measured. Keep them among the genes, or use another penetrance."
+            )
+
+    def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Sample ``strength_slope`` and ``strength``, ``perturbations``."""
+        assert perturbations.targets is not None
+        zero = perturbations.features.new_zeros(())
+        slope = pyro.sample("strength_slope", dist.Normal(zero, self.weight))
+        with perturbations.plate:
+            loc_p = slope * perturbations.targets.expression_p
+            return pyro.sample("strength", dist.LogNormal(loc_p, zero + self.scale))
+
+    def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
+        """Normal for the slope, log-normal for each strength."""
+        return _RegressedFactor(MeanField("strength_slope", [], 0, scale=0.02), sizes)
 
 
 @dataclass(frozen=True)
@@ -217,6 +274,15 @@ class Guides(PenetrancePrior):
         positive(self, spread=self.spread)
         if isinstance(self.strength, Guides):
             raise InputError("Guides: strength must be a belief about perturbations, not Guides again")
+
+    @property
+    def reads_features(self) -> bool:  # type: ignore[override]
+        """As the belief about perturbations does."""
+        return self.strength.reads_features
+
+    def check(self, targets: Targets, sizes: Sizes) -> None:
+        """Ask the belief about perturbations."""
+        self.strength.check(targets, sizes)
 
     def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
         """Sample ``strength``, ``perturbations``."""

@@ -9,7 +9,11 @@ With row vectors, ``c`` a cell, ``p`` a perturbation, ``k`` a latent node and ``
     share_c   ~ responder prior                    how much of its shift the cell shows
     shift_c   = relative_g(c) * sum of strength_p direction_p over the perturbations p of the cell
     u_c       = (z_c + share_c shift_c) (I - B)^-1 linear structural causal model
+    library_c ~ library prior                      molecules of the cell
     x_c       ~ likelihood(decoder(u_c))           genes
+
+A shift is the usual intervention; a node may also be cut from its parents and set, or scaled. All three are
+an *action*, and ``u_c`` the answer of the structural equations to it.
 
 The guide is amortised over cells and proposes by abduction: an encoder reads ``x_c`` and proposes
 the state ``u_c``, which is mapped back through the graph and the shifts that the guide has just
@@ -24,6 +28,7 @@ from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from pyro.poutine.util import site_is_subsample as is_plate
@@ -33,12 +38,15 @@ from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.models import scm
 from sccvae_pyro.models.direction import DirectionPrior
 from sccvae_pyro.models.graph import GraphPrior
+from sccvae_pyro.models.interventions import Intervention, Shift
+from sccvae_pyro.models.library import LibraryPrior, Observed
 from sccvae_pyro.models.networks import Decoder, Encoder
+from sccvae_pyro.models.nodes import Free, Nodes
 from sccvae_pyro.models.noise import NoisePrior
 from sccvae_pyro.models.observation import Likelihood
 from sccvae_pyro.models.penetrance import PenetrancePrior
 from sccvae_pyro.models.responders import Evidence, RespondersPrior
-from sccvae_pyro.models.slot import Basis, Described, Perturbations, Sizes
+from sccvae_pyro.models.slot import Basis, Described, Perturbations, Sizes, Targets, own_nodes
 
 
 class Priors(NamedTuple):
@@ -50,25 +58,28 @@ class Priors(NamedTuple):
     responders: RespondersPrior
     noise: NoisePrior
     likelihood: Likelihood
+    nodes: Nodes = Free()
+    intervention: Intervention = Shift()
+    library: LibraryPrior = Observed()
 
 
 class Causes(NamedTuple):
     """The causal globals.
 
-    ``B``, nodes x nodes; ``shift_pk``, perturbations x nodes; ``share_p``, perturbations: the mean share of
-    its shift that a cell of the perturbation shows; ``relative_g``, guides: strength of a guide relative to
-    that of its perturbation.
+    ``B``, nodes x nodes; ``action_pa``, perturbations x actions, the shifts of all nodes first; ``share_p``,
+    perturbations: the mean share of its action that a cell of the perturbation shows; ``relative_g``, guides:
+    strength of a guide relative to that of its perturbation.
     """
 
     B: Tensor
-    shift_pk: Tensor
+    action_pa: Tensor
     share_p: Tensor
     relative_g: Tensor
 
-    def shift_of(self, batch: Batch) -> Tensor:
-        """Shift of a full response of each cell, ``... x cells x nodes``."""
+    def action_of(self, batch: Batch) -> Tensor:
+        """Action of a full response of each cell, ``... x cells x actions``."""
         relative_c = scm.relative_of_cells(self.relative_g, batch.guides_c)
-        return relative_c.unsqueeze(-1) * scm.shift_of_cells(self.shift_pk, batch.targets_cm)
+        return relative_c.unsqueeze(-1) * scm.action_of_cells(self.action_pa, batch.targets_cm)
 
     def share_of(self, batch: Batch) -> Tensor:
         """Mean share of it that a cell like this shows, ``... x cells``."""
@@ -90,11 +101,15 @@ class Program(PyroModule):
         Decoder's baseline, see :meth:`Likelihood.baseline`.
     encoder, decoder
         The networks.
+    expression
+        How strongly control cells express each seen target, see :class:`Targets`; ``None`` where not known.
     """
 
     features: Tensor
     functions_pb: Tensor
     missed_p: Tensor
+    own_p: Tensor
+    expression_p: Tensor
     baseline: Tensor
 
     def __init__(
@@ -105,6 +120,7 @@ class Program(PyroModule):
         baseline: Tensor,
         encoder: Encoder,
         decoder: Decoder,
+        expression: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.priors, self.sizes = priors, sizes
@@ -112,6 +128,9 @@ class Program(PyroModule):
         self.register_buffer("features", features)
         self.register_buffer("functions_pb", self.basis(features).functions_pb)
         self.register_buffer("missed_p", self.basis(features).missed_p)
+        self.register_buffer("own_p", own_nodes(sizes.perturbation_names, sizes))
+        unknown = features.new_full((sizes.perturbations,), torch.nan)
+        self.register_buffer("expression_p", unknown if expression is None else expression)
         self.register_buffer("baseline", baseline)
         self.encoder, self.decoder = encoder, decoder
         # Where the state of the control cells lies is shared by encoder and decoder: one number a node to
@@ -122,16 +141,41 @@ class Program(PyroModule):
         self.responders_factor = priors.responders.guide(sizes, features)
         self.direction_factor = priors.direction.guide(sizes, features)
         self.noise = priors.noise.module(sizes)
+        self.library = priors.library.module()
         self.gene_factor = priors.likelihood.guide(sizes)
 
     @property
     def seen(self) -> Described:
         """The perturbations of training."""
-        return Described(self.features, Basis(self.functions_pb, self.missed_p))
+        return Described(self.features, Basis(self.functions_pb, self.missed_p), self.targets)
 
-    def describe(self, features: Tensor) -> Described:
-        """Describe perturbations by their features, as the direction prior sees them."""
-        return Described(features, self.basis(features))
+    @property
+    def targets(self) -> Targets:
+        """The perturbed genes of training."""
+        return Targets(self.sizes.perturbation_names, self.own_p, self.expression_p)
+
+    def describe(self, features: Tensor, names: tuple[str, ...], expression: Tensor) -> Described:
+        """Describe other perturbations, as the priors see them.
+
+        Raises
+        ------
+        InputError
+            If a prior cannot speak of one of them.
+        """
+        targets = Targets(names, own_nodes(names, self.sizes), expression)
+        self.check(targets)
+        return Described(features, self.basis(features), targets)
+
+    def check(self, targets: Targets) -> None:
+        """Ask every prior whether it can speak of these perturbations.
+
+        Raises
+        ------
+        InputError
+            From the first that cannot.
+        """
+        for prior in self.priors:
+            prior.check(targets, self.sizes)
 
     def causes(self, described: Described) -> Causes:
         """Sample the causal globals."""
@@ -141,7 +185,8 @@ class Program(PyroModule):
         direction_pk = self.priors.direction.model(self.sizes, perturbations)
         share_p = self.priors.responders.model(self.sizes, perturbations)
         relative_g = self.priors.penetrance.relative(self.sizes, perturbations)
-        return Causes(B, strength_p.unsqueeze(-1) * direction_pk, share_p, relative_g)
+        action_pa = self.priors.intervention.action(strength_p, direction_pk, described.targets)
+        return Causes(B, action_pa, share_p, relative_g)
 
     def model(self, batch: Batch) -> Tensor:
         """Generate the expression of a batch of cells, ``cells x genes``."""
@@ -150,20 +195,22 @@ class Program(PyroModule):
         with self.cells(batch):
             z_ck = pyro.sample("z", self.noise(self.baseline))
             share_c = self.priors.responders.share(causes.share_of(batch))
-            shift_ck = share_c.unsqueeze(-1) * causes.shift_of(batch)
-            u_ck = scm.propagate(z_ck + shift_ck, causes.B)
+            action_ca = share_c.unsqueeze(-1) * causes.action_of(batch)
+            u_ck = scm.respond(z_ck, action_ca, causes.B)
             change_cg = self.decode(u_ck, batch.covariates_cv)
+            library_c = self.library(batch.library_c)
             x_c = self.priors.likelihood.distribution(
-                change_cg, self.baseline, batch.library_c, batch.covariates_cv, gene_level
+                change_cg, self.baseline, library_c, batch.covariates_cv, gene_level
             )
             return pyro.sample("x", x_c, obs=batch.x_cg)
 
     def guide(self, batch: Batch) -> None:
-        """Propose globals, then share and noise of each cell by abduction."""
+        """Propose globals, then share and noise of each cell by abduction, and its library."""
         causes = self.causes_given(self.guide_globals(), self.seen)
         state_ck, trust_ck = self.encode(batch)
-        evidence = Evidence(scm.abduct(state_ck, causes.B), trust_ck, causes.shift_of(batch))
+        evidence = Evidence.of(state_ck, trust_ck, causes.B, causes.action_of(batch))
         with self.cells(batch):
+            self.library.propose(batch.library_c)
             share_c = self.priors.responders.propose(causes.share_of(batch), evidence)
             loc_ck, sd_ck = evidence.noise(share_c)
             pyro.sample("z", dist.Normal(loc_ck, sd_ck).to_event(1))

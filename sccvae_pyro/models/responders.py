@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import transforms
 
+from sccvae_pyro.models import scm
 from sccvae_pyro.models.factors import MeanField, Plated
 from sccvae_pyro.models.slot import Empty, Perturbations, Prior, Sizes, positive
 
@@ -25,18 +26,44 @@ class Evidence(NamedTuple):
     """What the guide knows of cells when it proposes their shares, each ``... x cells x nodes``.
 
     ``read_ck``: noise with the shift in it, as abducted from the expression; ``trust_ck``: the share of its
-    variance that the expression explains; ``shift_ck``: the shift that a full response would add.
+    variance that the expression explains; ``parents_ck``: what reaches each node along its edges;
+    ``action_ca``: the action of a full response, ``... x cells x actions``.
     """
 
     read_ck: Tensor
     trust_ck: Tensor
-    shift_ck: Tensor
+    parents_ck: Tensor
+    action_ca: Tensor
+
+    @classmethod
+    def of(cls, state_ck: Tensor, trust_ck: Tensor, B: Tensor, action_ca: Tensor) -> Evidence:
+        """Abduct a proposed state."""
+        read_ck = scm.abduct(state_ck, B)
+        return cls(read_ck, trust_ck, state_ck - read_ck, action_ca)
 
     def noise(self, share_c: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and sd of the noise by abduction, given the share of the shift that the cell shows."""
-        return self.trust_ck * (self.read_ck - share_c.unsqueeze(-1) * self.shift_ck), (
-            1.0 - self.trust_ck
-        ).sqrt()
+        """Mean and sd of the noise by abduction, given the share of the action that the cell shows.
+
+        With ``e`` the error of a proposed state, of variance ``1 / trust - 1``, a node reads
+        ``keep (parents + z) + shift + e``: where nothing is kept, nothing is learned of its noise.
+        """
+        own_ca = share_c.unsqueeze(-1) * self.action_ca
+        shift_ck, keep_ck = scm.shift_and_keep(own_ca, self.read_ck.shape[-1])
+        doubt_ck = 1.0 - self.trust_ck
+        if keep_ck is None:
+            return self.trust_ck * (self.read_ck - shift_ck), doubt_ck.sqrt()
+        left_ck = self.read_ck - shift_ck + (1.0 - keep_ck) * self.parents_ck
+        total_ck = keep_ck.square() * self.trust_ck + doubt_ck
+        return keep_ck * self.trust_ck * left_ck / total_ck, (doubt_ck / total_ck).sqrt()
+
+    @property
+    def shift_ck(self) -> Tensor:
+        """The shift that a full response amounts to, to first order where nodes are cut or scaled."""
+        n_nodes = self.read_ck.shape[-1]
+        if self.action_ca.shape[-1] == n_nodes:
+            return self.action_ca
+        shift_ck, cut_ck, stretch_ck = self.action_ca.split(n_nodes, dim=-1)
+        return shift_ck + (stretch_ck - cut_ck) * self.parents_ck
 
     def precision(self) -> Tensor:
         """Information on the share of each cell, ``... x cells``: what is read has variance 1 / trust."""

@@ -34,12 +34,66 @@ def propagate(noise_ck: Tensor, B: Tensor) -> Tensor:
     -------
     Causal latent state ``u = z (I - B)^-1``, ``... x cells x nodes``.
     """
-    system = torch.eye(B.shape[-1], dtype=B.dtype, device=B.device) - drop_cells_dim(B)
+    return _solve(noise_ck, drop_cells_dim(B))
+
+
+def _solve(noise_ck: Tensor, B: Tensor) -> Tensor:
+    """Solve ``u (I - B) = z`` for matrices whose leading dimensions are those of the noise."""
+    system = torch.eye(B.shape[-1], dtype=B.dtype, device=B.device) - B
     # Another order than that of the nodes; looking costs a tenth of the triangular solve. What is compiled
     # once, for one B, must serve all.
     if torch.jit.is_tracing() or B.tril().any():
         return torch.linalg.lu_solve(*torch.linalg.lu_factor(system), noise_ck, left=False)
     return torch.linalg.solve_triangular(system, noise_ck, upper=True, left=False, unitriangular=True)
+
+
+def respond(noise_ck: Tensor, action_ca: Tensor, B: Tensor) -> Tensor:
+    """Let cells answer an intervention: solve ``u = (u B + z) keep + shift``, node by node.
+
+    Where every node keeps all of its own, this is a shift, :func:`propagate` of ``z + shift``: one system for
+    all cells. A node that keeps nothing is cut from its parents and set to its shift (Pearl's *do*), one that
+    keeps a multiple is scaled; then each cell has a system of its own, of ``nodes x nodes`` numbers.
+
+    Parameters
+    ----------
+    noise_ck
+        ``... x cells x nodes``, exogenous noise.
+    action_ca
+        ``... x cells x actions``; see :func:`shift_and_keep`.
+    B
+        ``... x nodes x nodes``, acyclic.
+
+    Returns
+    -------
+    Causal latent state, ``... x cells x nodes``.
+    """
+    shift_ck, keep_ck = shift_and_keep(action_ca, B.shape[-1])
+    if keep_ck is None:
+        return propagate(noise_ck + shift_ck, B)
+    driven_c1k = (noise_ck * keep_ck + shift_ck).unsqueeze(-2)
+    return _solve(driven_c1k, drop_cells_dim(B).unsqueeze(-3) * keep_ck.unsqueeze(-2)).squeeze(-2)
+
+
+def shift_and_keep(action_ca: Tensor, n_nodes: int) -> tuple[Tensor, Tensor | None]:
+    """Read what an action does to each node.
+
+    Parameters
+    ----------
+    action_ca
+        ``... x cells x actions``: a shift of each node; where some nodes are cut or scaled, shift, cut and
+        stretch of each, side by side. All are linear in penetrance, and zero in a control cell.
+    n_nodes
+        Number of nodes.
+
+    Returns
+    -------
+    What is added to each node, and the factor on what it has of its own, ``(1 - cut) exp(stretch)`` and not
+    below zero, each ``... x cells x nodes``; ``None`` where all keep everything.
+    """
+    if action_ca.shape[-1] == n_nodes:
+        return action_ca, None
+    shift_ck, cut_ck, stretch_ck = action_ca.split(n_nodes, dim=-1)
+    return shift_ck, (1.0 - cut_ck).clamp(min=0.0) * stretch_ck.exp()
 
 
 def abduct(state_ck: Tensor, B: Tensor) -> Tensor:
@@ -59,23 +113,23 @@ def abduct(state_ck: Tensor, B: Tensor) -> Tensor:
     return state_ck - state_ck @ drop_cells_dim(B)
 
 
-def shift_of_cells(shift_pk: Tensor, targets_cm: Tensor) -> Tensor:
-    """Add up the shifts of every perturbation that a cell carries.
+def action_of_cells(action_pa: Tensor, targets_cm: Tensor) -> Tensor:
+    """Add up the actions of every perturbation that a cell carries.
 
     Parameters
     ----------
-    shift_pk
-        ``... x perturbations x nodes``, shift of each perturbation.
+    action_pa
+        ``... x perturbations x actions``, of each perturbation.
     targets_cm
         ``cells x most targets in a cell``, codes of the perturbations; the code ``perturbations``
         (one past the last) means none, so that control cells have only that.
 
     Returns
     -------
-    ``... x cells x nodes``.
+    ``... x cells x actions``.
     """
-    nothing = shift_pk.new_zeros((*shift_pk.shape[:-2], 1, shift_pk.shape[-1]))
-    table = torch.cat([shift_pk, nothing], dim=-2)
+    nothing = action_pa.new_zeros((*action_pa.shape[:-2], 1, action_pa.shape[-1]))
+    table = torch.cat([action_pa, nothing], dim=-2)
     return table[..., targets_cm, :].sum(dim=-2)
 
 
@@ -85,9 +139,9 @@ def share_of_cells(share_p: Tensor, targets_cm: Tensor) -> Tensor:
     Parameters
     ----------
     share_p
-        ``... x perturbations``, mean share of its shift that a cell shows.
+        ``... x perturbations``, mean share of its action that a cell shows.
     targets_cm
-        As in :func:`shift_of_cells`; a control cell has a share of one, of no shift.
+        As in :func:`action_of_cells`; a control cell has a share of one, of no shift.
 
     Returns
     -------

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, NamedTuple, Self
 
 import pyro
+import torch
 from torch import Tensor, nn
 
 from sccvae_pyro.data.wording import suggestion
@@ -34,6 +35,10 @@ class Sizes:
         Guides of the perturbed cells; 0 where guides are not labelled.
     node_names
         Names of the latent nodes in their order; empty names them ``node_0``, ``node_1`` and so on.
+    anchors
+        Position of the gene of each node, where nodes are anchored to genes.
+    perturbation_names
+        Names of the seen perturbations in the order of their codes.
     """
 
     cells: int
@@ -44,9 +49,12 @@ class Sizes:
     covariates: int
     guides: int = 0
     node_names: tuple[str, ...] = ()
+    anchors: tuple[int, ...] = ()
+    perturbation_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "node_names", tuple(self.node_names))  # read from JSON, they are a list
+        for name in ("node_names", "anchors", "perturbation_names"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # read from JSON, they are lists
 
 
 class Member(ABC):
@@ -114,6 +122,23 @@ class Member(ABC):
         """Names of the members of this slot."""
         return sorted(Member.registry[cls.slot])
 
+    def check(self, targets: Targets, sizes: Sizes) -> None:
+        """Refuse perturbations that the member cannot speak of; by default it can of all.
+
+        Parameters
+        ----------
+        targets
+            The perturbed genes.
+        sizes
+            Sizes of the model, with the names of nodes and seen perturbations.
+
+        Raises
+        ------
+        InputError
+            Naming the perturbations at fault, and the way out.
+        """
+        return
+
 
 class Basis(NamedTuple):
     """Functions of the features that directions are a linear map of.
@@ -126,21 +151,42 @@ class Basis(NamedTuple):
     missed_p: Tensor
 
 
+class Targets(NamedTuple):
+    """The perturbed genes themselves.
+
+    ``names``: of the perturbations; ``own_p``: the node of each target, or the number of nodes where it has
+    none; ``expression_p``: how strongly control cells express it, on the scale of the likelihood's baseline
+    and standardised over the seen perturbations; NaN where it is not measured.
+    """
+
+    names: tuple[str, ...]
+    own_p: Tensor
+    expression_p: Tensor
+
+
+def own_nodes(names: Sequence[str], sizes: Sizes) -> Tensor:
+    """Node of each perturbation that bears its name; the number of nodes where there is none."""
+    position = {name: k for k, name in enumerate(sizes.node_names)}
+    return torch.tensor([position.get(name, sizes.nodes) for name in names], dtype=torch.long)
+
+
 class Described(NamedTuple):
-    """Perturbations by their features: ``perturbations x features``, standardised, and their basis."""
+    """Perturbations: standardised features, ``perturbations x features``, their basis, and the targets."""
 
     features: Tensor
     basis: Basis
+    targets: Targets | None = None
 
 
 class Perturbations(NamedTuple):
     """The perturbations that the program speaks of: the seen ones in training, unseen ones in prediction.
 
-    ``features`` and ``basis`` describe them; ``plate`` counts each of them once.
+    ``features``, ``basis`` and ``targets`` describe them; ``plate`` counts each of them once.
     """
 
     features: Tensor
     basis: Basis
+    targets: Targets | None
     plate: pyro.plate
 
     @classmethod

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from sccvae_pyro.data.schema import Kind
 from sccvae_pyro.data.toml import explain, read_toml
 from sccvae_pyro.errors import InputError
-from sccvae_pyro.models.direction import DirectionPrior
+from sccvae_pyro.models.directions import DirectionPrior
 from sccvae_pyro.models.graph import GraphPrior
+from sccvae_pyro.models.interventions import Intervention
+from sccvae_pyro.models.library import LibraryPrior
 from sccvae_pyro.models.likelihoods import Likelihood
+from sccvae_pyro.models.nodes import Nodes
 from sccvae_pyro.models.noise import NoisePrior
 from sccvae_pyro.models.penetrance import PenetrancePrior
 from sccvae_pyro.models.program import Priors
@@ -23,11 +26,14 @@ from sccvae_pyro.models.slot import Member
 AUTO_LIKELIHOOD: dict[Kind, str] = {"counts": "NegativeBinomial", "continuous": "Normal"}
 
 SLOTS: dict[str, type[Member]] = {
+    "nodes": Nodes,
     "graph": GraphPrior,
     "penetrance": PenetrancePrior,
     "direction": DirectionPrior,
+    "intervention": Intervention,
     "responders": RespondersPrior,
     "noise": NoisePrior,
+    "library": LibraryPrior,
     "likelihood": Likelihood,
 }
 """Slots of the program, in the order of its page."""
@@ -38,25 +44,28 @@ class ModelSpec(BaseModel):
 
     Parameters
     ----------
-    n_nodes
-        Latent nodes.
     hidden
         Widths of the hidden layers of encoder and decoder.
-    graph, penetrance, direction, responders, noise
-        Priors: a member, its name, or a table with its name and settings.
+    nodes
+        What the latent nodes are: a member, its name, or a table with its name and settings. ``n_nodes = 32``
+        is short for free nodes of this number.
+    graph, penetrance, direction, intervention, responders, noise, library
+        Priors, in the same three ways.
     likelihood
         The same, or ``"auto"``: negative binomial for counts, normal for other values.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    n_nodes: int = Field(64, ge=1, le=8192)
     hidden: tuple[int, ...] = (256, 256)
+    nodes: dict[str, Any] = {"name": "Free"}
     graph: dict[str, Any] = {"name": "Laplace"}
     penetrance: dict[str, Any] = {"name": "LogNormal"}
     direction: dict[str, Any] = {"name": "GaussianProcess"}
+    intervention: dict[str, Any] = {"name": "Shift"}
     responders: dict[str, Any] = {"name": "AllCells"}
     noise: dict[str, Any] = {"name": "StandardNormal"}
+    library: dict[str, Any] = {"name": "Observed"}
     likelihood: dict[str, Any] = {"name": "auto"}
 
     @field_validator(*SLOTS, mode="before")
@@ -83,7 +92,8 @@ class ModelSpec(BaseModel):
             If the file is missing or not TOML, or a slot, member or setting is unknown.
         """
         settings = read_toml(source) if isinstance(source, str | Path) else dict(source or {})
-        settings.update({key: value for key, value in overrides.items() if value is not None})
+        given = {key: value for key, value in overrides.items() if value is not None}
+        settings = _in_full(settings) | _in_full(given)
         try:
             spec = cls.model_validate(settings)
         except ValidationError as error:
@@ -115,4 +125,20 @@ class ModelSpec(BaseModel):
             RespondersPrior.from_dict(self.responders),
             NoisePrior.from_dict(self.noise),
             likelihood,
+            Nodes.from_dict(self.nodes),
+            Intervention.from_dict(self.intervention),
+            LibraryPrior.from_dict(self.library),
         )
+
+
+def _in_full(settings: dict[str, Any]) -> dict[str, Any]:
+    """Write out ``n_nodes``, the short form of free nodes."""
+    if "n_nodes" not in settings:
+        return settings
+    if "nodes" in settings:
+        raise InputError(
+            "Model spec: n_nodes is short for free nodes of this number, and nodes says what they are. "
+            "Give one of the two."
+        )
+    rest = {key: value for key, value in settings.items() if key != "n_nodes"}
+    return {**rest, "nodes": {"name": "Free", "n_nodes": settings["n_nodes"]}}

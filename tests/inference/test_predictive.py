@@ -148,7 +148,7 @@ def test_fitting_does_not_move_the_globals(screen, fitted):
     """They come from the prior, not from what the guide has learned."""
     before = posterior.draw_prior(SCCVAE(screen, n_nodes=5, hidden=(16,)).program, 3, 0)
     after = posterior.draw_prior(fitted.program, 3, 0)
-    torch.testing.assert_close(before.shift_pk, after.shift_pk)
+    torch.testing.assert_close(before.action_pa, after.action_pa)
     torch.testing.assert_close(before.gene_level, after.gene_level)
     assert set(before.values) == set(posterior.draw(fitted.program, 3, 0).values)
 

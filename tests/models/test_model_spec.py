@@ -27,7 +27,7 @@ def refused(*parts, source=None, **overrides):
 def test_default_file_is_the_default():
     """What models/default.toml spells out is what SCCVAE(adata) does."""
     written, default = ModelSpec.read(ROOT / "models/default.toml"), ModelSpec()
-    assert (written.n_nodes, written.hidden) == (default.n_nodes, default.hidden)
+    assert (written.nodes, written.hidden) == ({"name": "Free", "n_nodes": 64}, default.hidden)
     for kind in ("counts", "continuous"):
         assert written.priors(kind) == default.priors(kind)
 
@@ -45,7 +45,7 @@ def test_file_is_read(tmp_path):
         tmp_path, 'n_nodes = 7\nhidden = [8]\ngraph = "NoGraph"\n[direction]\nname = "Linear"\nscale = 0.1\n'
     )
     spec = ModelSpec.read(path)
-    assert (spec.n_nodes, spec.hidden) == (7, (8,))
+    assert (spec.nodes["n_nodes"], spec.hidden) == (7, (8,))
     assert spec.priors("counts").graph == priors.graph.NoGraph()
     assert spec.priors("counts").direction == priors.direction.Linear(scale=0.1)
 
@@ -53,7 +53,7 @@ def test_file_is_read(tmp_path):
 def test_keywords_override_the_file(tmp_path):
     path = toml(tmp_path, 'n_nodes = 7\ngraph = "NoGraph"\n')
     spec = ModelSpec.read(path, n_nodes=9, hidden=None, graph=priors.graph.Normal(0.3))
-    assert spec.n_nodes == 9
+    assert spec.nodes == {"name": "Free", "n_nodes": 9}
     assert spec.hidden == ModelSpec().hidden
     assert spec.priors("counts").graph == priors.graph.Normal(0.3)
 
@@ -85,7 +85,7 @@ def test_likelihood_of_the_wrong_kind(kind, likelihood):
 
 
 def test_bad_settings():
-    refused("'n_node'", "Did you mean 'n_nodes'", n_node=3)
+    refused("'n_node'", "Did you mean 'nodes'", n_node=3)
     refused("n_nodes", "'many'", n_nodes="many")
     refused("n_nodes", "0", n_nodes=0)
     refused("n_nodes", "2.5", n_nodes=2.5)

@@ -130,8 +130,8 @@ def test_guides_are_told_apart(screen, tmp_path):
     row = int(np.flatnonzero(perturbed)[0])
     guide = sorted(table.index).index(screen.obs["guide"].iloc[row])
     label = screen.obs["perturbation"].iloc[row]
-    expected = draws.relative_g[:, guide, None] * model._push(draws, [label], 0).shift[:, 0]
-    torch.testing.assert_close(push.shift[:, row], expected)
+    expected = draws.relative_g[:, guide, None] * model._push(draws, [label], 0).action[:, 0]
+    torch.testing.assert_close(push.action[:, row], expected)
     model.save(tmp_path / "model")
     loaded = SCCVAE.load(tmp_path / "model")
     assert loaded.coding.guides == model.coding.guides

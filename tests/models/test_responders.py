@@ -22,7 +22,7 @@ READ = np.array([[0.8, -1.0, 0.3], [0.1, 0.2, -1.0]])
 
 
 def evidence_of(read):
-    parts = (np.broadcast_to(part, read.shape) for part in (read, TRUST, SHIFT))
+    parts = (np.broadcast_to(part, read.shape) for part in (read, TRUST, np.zeros(K), SHIFT))
     return Evidence(*(torch.tensor(np.array(part)) for part in parts))
 
 

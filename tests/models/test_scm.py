@@ -94,7 +94,7 @@ def test_no_edges_no_change():
 def test_shifts_of_a_combination_add_up():
     shift = torch.tensor([[1.0, 0.0], [0.0, 10.0], [100.0, 100.0]])
     targets = torch.tensor([[0, 3], [1, 3], [0, 1], [1, 2], [3, 3]])
-    found = scm.shift_of_cells(shift, targets)
+    found = scm.action_of_cells(shift, targets)
     expected = [[1.0, 0.0], [0.0, 10.0], [1.0, 10.0], [100.0, 110.0], [0.0, 0.0]]
     torch.testing.assert_close(found, torch.tensor(expected))
 
@@ -102,12 +102,12 @@ def test_shifts_of_a_combination_add_up():
 def test_padding_does_not_matter():
     shift, targets = torch.randn(3, 2), torch.tensor([[0], [3], [2]])
     padded = torch.nn.functional.pad(targets, (2, 1), value=3)
-    torch.testing.assert_close(scm.shift_of_cells(shift, padded), scm.shift_of_cells(shift, targets))
+    torch.testing.assert_close(scm.action_of_cells(shift, padded), scm.action_of_cells(shift, targets))
 
 
 def test_shifts_of_draws():
     shift, targets = torch.randn(5, 3, 2), torch.tensor([[0, 1], [3, 3]])
-    found = scm.shift_of_cells(shift, targets)
+    found = scm.action_of_cells(shift, targets)
     torch.testing.assert_close(found[:, 0], shift[:, 0] + shift[:, 1])
     torch.testing.assert_close(found[:, 1], torch.zeros(5, 2))
 
@@ -115,5 +115,5 @@ def test_shifts_of_draws():
 def test_control_cells_give_no_gradient():
     """The padding is not a perturbation: nothing is learned from control cells about any shift."""
     shift = torch.randn(3, 2, requires_grad=True)
-    scm.shift_of_cells(shift, torch.tensor([[0, 3], [3, 3], [0, 3]])).sum().backward()
+    scm.action_of_cells(shift, torch.tensor([[0, 3], [3, 3], [0, 3]])).sum().backward()
     np.testing.assert_array_equal(shift.grad, [[2, 2], [0, 0], [0, 0]])

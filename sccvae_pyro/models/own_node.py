@@ -1,0 +1,126 @@
+"""The direction of a perturbation that acts on the node of its own gene."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor, nn
+from torch.distributions import transforms
+
+from sccvae_pyro.data.wording import listing
+from sccvae_pyro.errors import InputError
+from sccvae_pyro.models.direction import DirectionPrior
+from sccvae_pyro.models.factors import MeanField, SeenNormal
+from sccvae_pyro.models.slot import Perturbations, Sizes, Targets, positive
+
+
+@dataclass(frozen=True)
+class OwnNode(DirectionPrior):
+    """A perturbation pushes the node of its own gene; what else it does comes along the edges.
+
+    For nodes that are anchored to genes, with ``k(p)`` the node of the perturbed gene::
+
+        direction_size ~ LogNormal(log(size), 0.5)
+        direction_own_p ~ down Normal(-direction_size, direction_size / 4)
+                          + (1 - down) Normal(direction_size, direction_size / 4)
+        direction_scale ~ LogNormal(log(off_target), 0.5)
+        direction_pk    ~ Normal(direction_own_p where k = k(p), else 0; direction_scale)
+
+    No features are read: an unseen perturbation with a node has the size of the seen ones, and the graph says
+    where it goes.
+
+    Parameters
+    ----------
+    size
+        Expected push of the own node, in standard deviations of its noise.
+    down
+        Probability that a perturbation lowers its own gene, between 0 and 1: near 1 for CRISPR interference and
+        knock-out, near 0 for CRISPR activation, 0.5 where either may be.
+    off_target
+        Expected push of other nodes that the edges do not explain, in the same units.
+    """
+
+    size: float = 3.0
+    down: float = 0.95
+    off_target: float = 0.05
+
+    def __post_init__(self) -> None:
+        positive(self, size=self.size, off_target=self.off_target)
+        if not (isinstance(self.down, int | float) and 0 < self.down < 1):
+            raise InputError(f"OwnNode: down must be a probability between 0 and 1, not {self.down!r}")
+
+    reads_features = False
+
+    def check(self, targets: Targets, sizes: Sizes) -> None:
+        """Refuse perturbations without a node.
+
+        Raises
+        ------
+        InputError
+            Naming them.
+        """
+        homeless = [
+            n for n, own in zip(targets.names, targets.own_p.tolist(), strict=True) if own == sizes.nodes
+        ]
+        if homeless:
+            raise InputError(
+                f"direction OwnNode: {listing(homeless)} have no node of their own. Give "
+                "nodes=Anchored(genes=[...]) that names every perturbed gene, or another direction."
+            )
+
+    def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
+        """Sample ``direction``, ``perturbations x nodes``."""
+        one = perturbations.features.new_ones(())
+        size = pyro.sample("direction_size", dist.LogNormal(math.log(self.size) * one, 0.5 * one))
+        scale = pyro.sample("direction_scale", dist.LogNormal(math.log(self.off_target) * one, 0.5 * one))
+        with perturbations.plate:
+            own_p = pyro.sample("direction_own", self._signed(size))
+            loc_pk = own_p.unsqueeze(-1) * own_of(perturbations, sizes, one)
+            sd_pk = scale.unsqueeze(-1).expand_as(loc_pk)
+            return pyro.sample("direction", dist.Normal(loc_pk, sd_pk).to_event(1))
+
+    def _signed(self, size: Tensor) -> dist.TorchDistribution:
+        """Down or up, by this size."""
+        sign = size.new_tensor([-1.0, 1.0])
+        which = dist.Categorical(probs=size.new_tensor([self.down, 1.0 - self.down]))
+        size = size.unsqueeze(-1)
+        return dist.MixtureSameFamily(which, dist.Normal(sign * size, 0.25 * size.expand_as(sign * size)))
+
+    def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
+        """Normal for each own push; pushes of other nodes by their posterior given what is seen of them."""
+        return _OwnNodeFactor(self, sizes)
+
+
+class _OwnNodeFactor(nn.Module):
+    def __init__(self, prior: OwnNode, sizes: Sizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        to_positive = [transforms.ExpTransform()]
+        self.size = MeanField("direction_size", [], 0, loc=math.log(prior.size), transforms=to_positive)
+        self.scale = MeanField(
+            "direction_scale", [], 0, loc=math.log(prior.off_target), transforms=to_positive
+        )
+        # From the sign that is believed, or from none where both are.
+        start = prior.size * (1.0 - 2.0 * prior.down)
+        self.own = MeanField("direction_own", [sizes.perturbations], 0, loc=start)
+        self.others = SeenNormal([sizes.perturbations, sizes.nodes])
+
+    def forward(self, perturbations: Perturbations, strength_p: Tensor) -> None:
+        """Sample sizes, own pushes and directions."""
+        self.size()
+        scale = self.scale()
+        with perturbations.plate:
+            own_p = self.own()
+            own_pk = own_p.unsqueeze(-1) * own_of(perturbations, self.sizes, own_p)
+            other = self.others(scale.unsqueeze(-1))
+            pyro.sample("direction", dist.Normal(own_pk + other.loc, other.scale).to_event(1))
+
+
+def own_of(perturbations: Perturbations, sizes: Sizes, like: Tensor) -> Tensor:
+    """One at the own node of each perturbation, ``perturbations x nodes``."""
+    assert perturbations.targets is not None
+    own_p = perturbations.targets.own_p
+    return nn.functional.one_hot(own_p, sizes.nodes + 1)[:, :-1].to(like.dtype)
