@@ -103,7 +103,7 @@ class LinearEncoder(nn.Module):
 
     def forward(self, x_cg: Tensor, covariates_cv: Tensor) -> tuple[Tensor, Tensor]:
         state_ck = x_cg @ self.to_state
-        return state_ck, self.raw_trust.sigmoid().expand_as(state_ck)
+        return state_ck, self.raw_trust.sigmoid()
 
 
 class LinearDecoder(nn.Module):
@@ -115,6 +115,13 @@ class LinearDecoder(nn.Module):
 
     def forward(self, state_ck: Tensor, covariates_cv: Tensor) -> Tensor:
         return state_ck @ self.loading
+
+
+class Passing(nn.Module):
+    """Expression is the state."""
+
+    def forward(self, state_ck, covariates_cv):
+        return state_ck
 
 
 def program_of(priors: Priors, sizes: Sizes, encoder: nn.Module, decoder: nn.Module) -> Program:

@@ -105,12 +105,12 @@ class Push(NamedTuple):
 class Controls(NamedTuple):
     """Control cells as the model starts from them, one row a cell.
 
-    ``state_ck`` and ``trust_ck``: what the encoder proposes; ``library_c`` molecules;
+    ``state_ck`` and ``trust_k``: what the encoder reads; ``library_c`` molecules;
     ``covariates_cv`` coded covariates; ``mean_g`` their observed mean profile.
     """
 
     state_ck: Tensor
-    trust_ck: Tensor
+    trust_k: Tensor
     library_c: Tensor
     covariates_cv: Tensor
     mean_g: np.ndarray
@@ -254,10 +254,10 @@ def perturbation_sites(program: Program) -> set[str]:
     }
 
 
-def noise_of_controls(controls: Controls, rows: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sd of the noise of control cells by abduction, ``cells x nodes``."""
-    state_ck, trust_ck = controls.state_ck[rows], controls.trust_ck[rows]
-    return Evidence.of(state_ck, trust_ck, B, torch.zeros_like(state_ck)).noise(torch.zeros(()))
+def noise_of_controls(controls: Controls, rows: Tensor, B: Tensor) -> torch.distributions.MultivariateNormal:
+    """Noise of control cells by abduction, ``cells x nodes``."""
+    state_ck = controls.state_ck[rows]
+    return Evidence(state_ck, controls.trust_k, B, torch.zeros_like(state_ck)).noise(torch.zeros(()))
 
 
 @torch.no_grad()
@@ -301,9 +301,8 @@ def population_means(
     order = torch.randperm(n_cells, generator=generator)
     for s in range(len(draws)):
         rows = order[(s * cells_per_draw + torch.arange(min(cells_per_draw, n_cells))) % n_cells]
-        mean, sd = noise_of_controls(controls, rows, draws.B[s])
-        z_ck = mean + sd * torch.randn(mean.shape, generator=generator)
         with seeded(seed + s):
+            z_ck = noise_of_controls(controls, rows, draws.B[s]).sample()
             response_c = program.priors.responders.response(torch.ones(len(rows)))
         expected = expected_mean(program, profile, draws, s, controls.covariates_cv[rows])
         yield s, mean_changes(expected, z_ck, response_c, push.action[s], push.share[s]).numpy()
@@ -312,7 +311,7 @@ def population_means(
 def expected_mean(
     program: Program, profile: Profile, draws: Draws, s: int, covariates_cv: Tensor
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Build the map from noise and actions of cells, each ``... x cells x``, to their mean profile in one draw.
+    """Build the map from noise and actions of cells, to their mean profile in one draw.
 
     Parameters
     ----------
@@ -401,9 +400,8 @@ def sample_cells(
         which = torch.arange(n_cells) % len(draws)
         for s in which.unique():
             mine = rows[which == s]
-            mean, sd = noise_of_controls(controls, mine, draws.B[s])
             share_c = program.priors.responders.share(push.share[s].expand(len(mine)))
-            z_ck = mean + sd * torch.randn_like(mean)
+            z_ck = noise_of_controls(controls, mine, draws.B[s]).sample()
             state_ck = scm.respond(z_ck, share_c.unsqueeze(-1) * push.action[s], draws.B[s])
             library_c, covariates_cv = controls.library_c[mine], controls.covariates_cv[mine]
             out.append(expression(program, draws, s, state_ck, library_c, covariates_cv).sample())
@@ -444,17 +442,16 @@ def counterfactual(
     -------
     Expected ``log1p(CP10K)`` as the cells were and under the new shift, each ``draws x cells x genes``.
     """
-    state_ck, trust_ck = program.encode(batch)
+    state_ck, trust_k = program.encode(batch)
     responders = program.priors.responders
     is_control = (batch.targets_cm == program.sizes.perturbations).all(-1)
     factual: list[Tensor] = []
     counter: list[Tensor] = []
     with seeded(stream(*key, 1)):
         for s in range(len(draws)):
-            evidence = Evidence.of(state_ck, trust_ck, draws.B[s], own.action[s])
+            evidence = Evidence(state_ck, trust_k, draws.B[s], own.action[s])
             share_c = responders.propose(own.share[s], evidence)
-            mean, sd = evidence.noise(share_c)
-            z_ck = mean + sd * torch.randn_like(mean)
+            z_ck = evidence.noise(share_c).sample()
             new_c = torch.where(is_control, responders.share(new.share[s]), share_c)
             for action, share, kept in ((own.action[s], share_c, factual), (new.action[s], new_c, counter)):
                 state = scm.respond(z_ck, share.unsqueeze(-1) * action, draws.B[s])
@@ -482,13 +479,13 @@ def log_density(program: Program, draws: Draws, batch: Batch, push: Push, key: t
     -------
     Tensor, cells; nats.
     """
-    state_ck, trust_ck = program.encode(batch)
+    state_ck, trust_k = program.encode(batch)
     prior = program.noise(program.baseline)
     counted_c, responders = batch.library_c, program.priors.responders
     weights = []
     with seeded(stream(*key, 2)):
         for s in range(len(draws)):
-            evidence = Evidence.of(state_ck, trust_ck, draws.B[s], push.action[s])
+            evidence = Evidence(state_ck, trust_k, draws.B[s], push.action[s])
             mean_c = push.share[s]
             share_c, share_weight_c = weighed(
                 partial(responders.propose, mean_c, evidence), partial(responders.share, mean_c)
@@ -496,9 +493,7 @@ def log_density(program: Program, draws: Draws, batch: Batch, push: Push, key: t
             library_c, library_weight_c = weighed(
                 partial(program.library.propose, counted_c), partial(program.library, counted_c)
             )
-            proposal = torch.distributions.Independent(
-                torch.distributions.Normal(*evidence.noise(share_c)), 1
-            )
+            proposal = evidence.noise(share_c)
             z_ck = proposal.sample()
             answer_ck = scm.respond(z_ck, share_c.unsqueeze(-1) * push.action[s], draws.B[s])
             x = expression(program, draws, s, answer_ck, library_c, batch.covariates_cv)

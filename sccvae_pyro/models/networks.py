@@ -38,14 +38,14 @@ class Encoder(nn.Module):
         super().__init__()
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
-        self.body = mlp(len(center) + n_covariates, hidden, 2 * n_nodes)
+        self.body = mlp(len(center) + n_covariates, hidden, n_nodes)
+        self.raw_trust_k = nn.Parameter(torch.zeros(n_nodes))
 
     def forward(self, log_expression_cg: Tensor, covariates_cv: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the mean of the state and the trust in it, between 0 and 1, each ``cells x nodes``."""
-        standardised = self.standardise(log_expression_cg)
-        loc, raw = self.body(torch.cat([standardised, covariates_cv], dim=-1)).chunk(2, dim=-1)
+        """Give the state of each cell, ``cells x nodes``, and the trust in it, between 0 and 1, nodes."""
+        inputs = torch.cat([self.standardise(log_expression_cg), covariates_cv], dim=-1)
         # In single precision a sigmoid reaches 1, a noise of no width; that far the gradient is gone too.
-        return loc, raw.clamp(max=12.0).sigmoid()
+        return self.body(inputs), self.raw_trust_k.clamp(max=8.0).sigmoid()
 
     def standardise(self, log_expression_cg: Tensor) -> Tensor:
         """Put every gene on one scale, ``cells x genes``."""
@@ -78,10 +78,10 @@ class AnchoredEncoder(Encoder):
         self.own_k = nn.Parameter(torch.full((len(anchors),), 0.5))
 
     def forward(self, log_expression_cg: Tensor, covariates_cv: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the mean of the state and the trust in it, between 0 and 1, each ``cells x nodes``."""
-        loc_ck, trust_ck = super().forward(log_expression_cg, covariates_cv)
+        """Give the state of each cell, ``cells x nodes``, and the trust in it, between 0 and 1, nodes."""
+        state_ck, trust_k = super().forward(log_expression_cg, covariates_cv)
         own_ck = self.standardise(log_expression_cg)[..., self.anchors]
-        return loc_ck + self.own_k * own_ck, trust_ck
+        return state_ck + self.own_k * own_ck, trust_k
 
 
 class Decoder(nn.Module):

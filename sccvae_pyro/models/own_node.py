@@ -37,8 +37,8 @@ class OwnNode(DirectionPrior):
     size
         Expected push of the own node, in standard deviations of its noise.
     down
-        Probability that a perturbation lowers its own gene, between 0 and 1: near 1 for CRISPR interference and
-        knock-out, near 0 for CRISPR activation, 0.5 where either may be.
+        Probability that a perturbation lowers its own gene, between 0 and 1: near 1 for CRISPR interference
+        and knock-out, near 0 for CRISPR activation, 0.5 where either may be.
     off_target
         Expected push of other nodes that the edges do not explain, in the same units.
     """

@@ -204,9 +204,9 @@ class _RegressedFactor(nn.Module):
 class OnExpression(PenetrancePrior):
     """How strongly control cells express a gene says how strong its perturbation is.
 
-    ``log strength_p ~ Normal(strength_slope expression_p, scale)``, slope ``Normal(0, weight)``, with the mean
-    log expression of the target in control cells, standardised over the seen perturbations: silencing a
-    silent gene does little.
+    ``log strength_p ~ Normal(strength_slope expression_p, scale)``, slope ``Normal(0, weight)``, with the
+    mean log expression of the target in control cells, standardised over the seen perturbations: silencing
+    a silent gene does little.
 
     Parameters
     ----------
@@ -234,7 +234,8 @@ class OnExpression(PenetrancePrior):
         if unmeasured:
             raise InputError(
                 "penetrance OnExpression reads the expression of the perturbed genes, and "
-                f"{listing(unmeasured)} are not measured. Keep them among the genes, or use another penetrance."
+                f"{listing(unmeasured)} are not measured. "
+                "Keep them among the genes, or use another penetrance."
             )
 
     def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:

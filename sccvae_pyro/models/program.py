@@ -27,7 +27,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
@@ -207,19 +206,18 @@ class Program(PyroModule):
     def guide(self, batch: Batch) -> None:
         """Propose globals, then share and noise of each cell by abduction, and its library."""
         causes = self.causes_given(self.guide_globals(), self.seen)
-        state_ck, trust_ck = self.encode(batch)
-        evidence = Evidence.of(state_ck, trust_ck, causes.B, causes.action_of(batch))
+        state_ck, trust_k = self.encode(batch)
+        evidence = Evidence(state_ck, trust_k, causes.B, causes.action_of(batch))
         with self.cells(batch):
             self.library.propose(batch.library_c)
             share_c = self.priors.responders.propose(causes.share_of(batch), evidence)
-            loc_ck, sd_ck = evidence.noise(share_c)
-            pyro.sample("z", dist.Normal(loc_ck, sd_ck).to_event(1))
+            pyro.sample("z", evidence.noise(share_c))
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Propose mean of the state and trust of each cell, each ``cells x nodes``."""
+        """Read the state off the expression, ``cells x nodes``, and say how well each node is read."""
         log_x_cg = self.priors.likelihood.encoder_input(batch.x_cg, batch.library_c)
-        state_ck, trust_ck = self.encoder(log_x_cg, batch.covariates_cv)
-        return state_ck + self.origin_k, trust_ck
+        state_ck, trust_k = self.encoder(log_x_cg, batch.covariates_cv)
+        return state_ck + self.origin_k, trust_k
 
     def decode(self, state_ck: Tensor, covariates_cv: Tensor) -> Tensor:
         """Give the change of each gene from its baseline, ``... x cells x genes``."""

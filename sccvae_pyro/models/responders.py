@@ -23,55 +23,62 @@ from sccvae_pyro.models.slot import Empty, Perturbations, Prior, Sizes, positive
 
 
 class Evidence(NamedTuple):
-    """What the guide knows of cells when it proposes their shares, each ``... x cells x nodes``.
+    """What the guide knows of cells when it proposes their shares and noise.
 
-    ``read_ck``: noise with the shift in it, as abducted from the expression; ``trust_ck``: the share of its
-    variance that the expression explains; ``parents_ck``: what reaches each node along its edges;
-    ``action_ca``: the action of a full response, ``... x cells x actions``.
+    ``state_ck``: the state that the encoder reads off the expression, ``... x cells x nodes``; ``trust_k``:
+    how well each node is read, ``1 / (1 + variance of the error)``; ``B``, nodes x nodes; ``action_ca``: the
+    action of a full response, ``... x cells x actions``.
+
+    Read states are taken as normal around the true ones. With a normal prior of the noise its posterior
+    is then normal, too, and exact: what is read of a child tells of its parents' noise (conjugate potentials
+    of a recognition network, Johnson et al. 2016, NeurIPS).
     """
 
-    read_ck: Tensor
-    trust_ck: Tensor
-    parents_ck: Tensor
+    state_ck: Tensor
+    trust_k: Tensor
+    B: Tensor
     action_ca: Tensor
 
-    @classmethod
-    def of(cls, state_ck: Tensor, trust_ck: Tensor, B: Tensor, action_ca: Tensor) -> Evidence:
-        """Abduct a proposed state."""
-        read_ck = scm.abduct(state_ck, B)
-        return cls(read_ck, trust_ck, state_ck - read_ck, action_ca)
-
-    def noise(self, share_c: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and sd of the noise by abduction, given the share of the action that the cell shows.
-
-        With ``e`` the error of a proposed state, of variance ``1 / trust - 1``, a node reads
-        ``keep (parents + z) + shift + e``: where nothing is kept, nothing is learned of its noise.
-        """
-        own_ca = share_c.unsqueeze(-1) * self.action_ca
-        shift_ck, keep_ck = scm.shift_and_keep(own_ca, self.read_ck.shape[-1])
-        doubt_ck = 1.0 - self.trust_ck
-        if keep_ck is None:
-            return self.trust_ck * (self.read_ck - shift_ck), doubt_ck.sqrt()
-        left_ck = self.read_ck - shift_ck + (1.0 - keep_ck) * self.parents_ck
-        total_ck = keep_ck.square() * self.trust_ck + doubt_ck
-        return keep_ck * self.trust_ck * left_ck / total_ck, (doubt_ck / total_ck).sqrt()
+    def noise(self, share_c: Tensor) -> dist.MultivariateNormal:
+        """Posterior of the noise, given the share of its action that each cell shows."""
+        pushed_ck, effect_kk = scm.answer(share_c.unsqueeze(-1) * self.action_ca, self.B)
+        with full_precision(self.B):  # a factorisation does not forgive products in half of it
+            weighed_kk = effect_kk * self._information
+            precision_kk = scm.identity(self.B) + weighed_kk @ effect_kk.mT
+            # With the precision as a product of an upper triangle and its transpose, the inverse of that
+            # transpose is the lower triangle of the covariance.
+            upper_kk = torch.linalg.cholesky(precision_kk.flip(-2, -1)).flip(-2, -1)
+            sd_kk = torch.linalg.solve_triangular(upper_kk.mT, scm.identity(self.B), upper=False)
+            tell_c1k = (self.state_ck - pushed_ck).unsqueeze(-2) @ weighed_kk.mT
+            loc_ck = (tell_c1k @ sd_kk @ sd_kk.mT).squeeze(-2)
+            return dist.MultivariateNormal(loc_ck, scale_tril=sd_kk)
 
     @property
-    def shift_ck(self) -> Tensor:
-        """The shift that a full response amounts to, to first order where nodes are cut or scaled."""
-        n_nodes = self.read_ck.shape[-1]
-        if self.action_ca.shape[-1] == n_nodes:
-            return self.action_ca
-        shift_ck, cut_ck, stretch_ck = self.action_ca.split(n_nodes, dim=-1)
-        return shift_ck + (stretch_ck - cut_ck) * self.parents_ck
+    def _information(self) -> Tensor:
+        """Precision with which each node is read, nodes."""
+        return self.trust_k / (1.0 - self.trust_k)
 
     def precision(self) -> Tensor:
-        """Information on the share of each cell, ``... x cells``: what is read has variance 1 / trust."""
-        return (self.trust_ck * self.shift_ck.square()).sum(-1)
+        """Information on the share of each cell, ``... x cells``."""
+        moved_ck, told_ck = self._told()
+        return (moved_ck * told_ck).sum(-1)
 
     def moment(self) -> Tensor:
-        """The reading along the shift, ``... x cells``; over the precision, the share that fits best."""
-        return (self.trust_ck * self.read_ck * self.shift_ck).sum(-1)
+        """The reading along the action, ``... x cells``; over the precision, the share that fits best."""
+        return (self.state_ck * self._told()[1]).sum(-1)
+
+    def _told(self) -> tuple[Tensor, Tensor]:
+        """How a full response moves the mean state, and that over the covariance of what is read."""
+        moved_ck, _ = scm.answer(self.action_ca, self.B)
+        _, effect_kk = scm.answer(torch.zeros_like(moved_ck), self.B)
+        with full_precision(self.B):
+            covariance_kk = effect_kk.mT @ effect_kk + self._information.reciprocal().diag_embed()
+            return moved_ck, torch.linalg.solve(covariance_kk, moved_ck.unsqueeze(-1)).squeeze(-1)
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """Compute as the numbers are stored, whatever the precision of training."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 class RespondersPrior(Prior, slot="responders"):
@@ -255,7 +262,7 @@ class Dose(RespondersPrior):
 
     def _posterior(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
         """Mean and sd of the dose, its prior taken as normal with the moments of the log-normal."""
-        prior = 1.0 / torch.expm1(evidence.shift_ck.new_tensor(self.spread**2))
+        prior = 1.0 / torch.expm1(evidence.state_ck.new_tensor(self.spread**2))
         precision = prior + evidence.precision()
         mean_c = (prior + evidence.moment()) / precision
         # A normal reaches below zero, a dose does not: the floor is a twentieth of the mean of the prior.

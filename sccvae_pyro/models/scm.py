@@ -37,9 +37,14 @@ def propagate(noise_ck: Tensor, B: Tensor) -> Tensor:
     return _solve(noise_ck, drop_cells_dim(B))
 
 
+def identity(B: Tensor) -> Tensor:
+    """The identity of the size, type and device of a matrix."""
+    return torch.eye(B.shape[-1], dtype=B.dtype, device=B.device)
+
+
 def _solve(noise_ck: Tensor, B: Tensor) -> Tensor:
     """Solve ``u (I - B) = z`` for matrices whose leading dimensions are those of the noise."""
-    system = torch.eye(B.shape[-1], dtype=B.dtype, device=B.device) - B
+    system = identity(B) - B
     # Another order than that of the nodes; looking costs a tenth of the triangular solve. What is compiled
     # once, for one B, must serve all.
     if torch.jit.is_tracing() or B.tril().any():
@@ -72,6 +77,28 @@ def respond(noise_ck: Tensor, action_ca: Tensor, B: Tensor) -> Tensor:
         return propagate(noise_ck + shift_ck, B)
     driven_c1k = (noise_ck * keep_ck + shift_ck).unsqueeze(-2)
     return _solve(driven_c1k, drop_cells_dim(B).unsqueeze(-3) * keep_ck.unsqueeze(-2)).squeeze(-2)
+
+
+def answer(action_ca: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the answer of cells to an intervention apart: it is affine in the noise.
+
+    Parameters
+    ----------
+    action_ca, B
+        As in :func:`respond`.
+
+    Returns
+    -------
+    The state without noise, ``... x cells x nodes``, and the effect of a unit of noise of each node on
+    every node: one ``nodes x nodes`` for all cells where the action is a shift, else one for each.
+    """
+    shift_ck, keep_ck = shift_and_keep(action_ca, B.shape[-1])
+    if keep_ck is None:
+        effect_kk = propagate(identity(B), B)
+        return propagate(shift_ck, B), effect_kk.unsqueeze(-3) if effect_kk.dim() > 2 else effect_kk
+    intervened = drop_cells_dim(B).unsqueeze(-3) * keep_ck.unsqueeze(-2)
+    pushed_ck = _solve(shift_ck.unsqueeze(-2), intervened).squeeze(-2)
+    return pushed_ck, _solve(keep_ck.diag_embed(), intervened)
 
 
 def shift_and_keep(action_ca: Tensor, n_nodes: int) -> tuple[Tensor, Tensor | None]:

@@ -165,7 +165,7 @@ def test_gradient_reaches_the_causes_through_abduction(program, cells, name):
 
 
 def test_abducted_noise(program, cells):
-    """In the guide, z = trust (u (I - B) - strength direction), with the values that it has drawn."""
+    """The guide conditions the noise on what is read of the state: here written with covariances."""
     batch = part(cells, slice(0, 60))
     pyro.set_rng_seed(0)
     guide, _ = traces(program, batch)
@@ -173,9 +173,13 @@ def test_abducted_noise(program, cells):
     shift = np.vstack([strength[:, None] * direction, np.zeros((1, 4))])[batch.targets_cm].sum(1)
     with torch.no_grad():
         state, trust = (value.numpy() for value in program.encode(batch))
-    found = guide.nodes["z"]["fn"].base_dist
-    np.testing.assert_allclose(found.loc, trust * (state @ (np.eye(4) - B) - shift))
-    np.testing.assert_allclose(found.scale, np.sqrt(1 - trust))
+    effect = np.linalg.inv(np.eye(4) - B)
+    gain = np.linalg.solve(effect.T @ effect + np.diag(1 / trust - 1), effect.T)
+    found = guide.nodes["z"]["fn"]
+    np.testing.assert_allclose(found.mean, (state - shift @ effect) @ gain)
+    np.testing.assert_allclose(
+        found.covariance_matrix, np.broadcast_to(np.eye(4) - effect @ gain, (60, 4, 4))
+    )
 
 
 # The weight of the KL

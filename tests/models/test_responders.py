@@ -22,8 +22,8 @@ READ = np.array([[0.8, -1.0, 0.3], [0.1, 0.2, -1.0]])
 
 
 def evidence_of(read):
-    parts = (np.broadcast_to(part, read.shape) for part in (read, TRUST, np.zeros(K), SHIFT))
-    return Evidence(*(torch.tensor(np.array(part)) for part in parts))
+    action = np.broadcast_to(SHIFT, read.shape).copy()
+    return Evidence(*(torch.tensor(part) for part in (read, TRUST, np.zeros((K, K)), action)))
 
 
 def test_probability_of_a_response_is_bayes_rule():
