@@ -16,13 +16,11 @@ from pyro.infer.inspect import get_model_relations
 from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.models.program import Program
 from sccvae_pyro.models.slot import Member
+from sccvae_pyro.models.spec import SLOTS
 
-STRUCTURE = (
-    "shift_c = guide strength * sum of strength_p * direction_p over the perturbations p of cell c",
-    "u_c = (z_c + share_c * shift_c) (I - B)^-1",
-    "x_c ~ likelihood(decoder(u_c, covariates_c), library size_c)",
-)
-"""What holds whatever the priors."""
+SHIFT = "shift_c = guide strength * sum of strength_p * direction_p over the perturbations p of cell c"
+EXPRESSION = "x_c ~ likelihood(decoder(u_c, covariates_c), library size_c)"
+"""What holds whatever the priors; between the two stands the equation of the intervention."""
 
 
 def describe(program: Program, batch: Batch) -> str:
@@ -42,10 +40,11 @@ def describe(program: Program, batch: Batch) -> str:
     """
     equations = dict(_equations(program, batch))
     lines = []
-    for slot, member in program.priors._asdict().items():
-        lines.append(f"{slot:<11} {_said(member)}")
-        lines += [f"{'':<11}   {equations.pop(name)}" for name in _sites_of(slot, equations)]
-    return "\n".join([*lines, f"{'':<11}", *(f"{'':<11} {line}" for line in STRUCTURE)])
+    for slot in SLOTS:
+        lines.append(f"{slot:<12} {_said(getattr(program.priors, slot))}")
+        lines += [f"{'':<12}   {equations.pop(name)}" for name in _sites_of(slot, equations)]
+    structure = (SHIFT, *program.priors.intervention.equations, EXPRESSION)
+    return "\n".join([*lines, f"{'':<12}", *(f"{'':<12} {line}" for line in structure)])
 
 
 def _said(member: Member) -> str:
@@ -55,11 +54,14 @@ def _said(member: Member) -> str:
 
 
 SITES = {
-    "graph": ("B", "edge"),
+    "nodes": (),
+    "graph": ("B", "edge", "order"),
     "penetrance": ("strength", "guide_strength"),
     "direction": ("direction",),
+    "intervention": (),
     "responders": ("responders", "share"),
     "noise": ("z",),
+    "library": ("library",),
 }
 """How the names of the sites of a slot begin; what is left belongs to the likelihood."""
 

@@ -19,11 +19,13 @@ from sccvae_pyro.models.program import Program
 
 DIMENSIONS = {
     "B": ["parent", "node"],
+    "edge_weight": ["parent", "node"],
     "order_score": ["node"],
     "strength": ["perturbation"],
     "guide_strength": ["guide"],
     "responders": ["perturbation"],
     "direction": ["perturbation", "node"],
+    "direction_own": ["perturbation"],
     "direction_scale": ["node"],
     "direction_relevance": ["feature"],
     "direction_signal": ["node"],

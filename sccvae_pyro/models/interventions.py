@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ KINDS = ("shift", "do", "scale")
 
 class Intervention(Member, slot="intervention"):
     """Base of the members that turn strength and direction into an action; nothing is sampled."""
+
+    equations: ClassVar[tuple[str, ...]] = ("u_c = (z_c + share_c * shift_c) (I - B)^-1",)
+    """What the action does to a cell."""
 
     @abstractmethod
     def action(self, strength_p: Tensor, direction_pk: Tensor, targets: Targets | None) -> Tensor:
@@ -41,6 +45,12 @@ class Shift(Intervention):
 
 class _OnOwnNode(Intervention):
     """An intervention whose kind on the own node of each perturbation is known; other nodes are pushed."""
+
+    equations = (
+        "u_c = (u_c B + z_c) * keep_c + share_c * shift_c",
+        "keep_c = max(0, 1 - share_c * strength) at own nodes that are cut, "
+        "exp(share_c * strength * direction) at those scaled, else 1",
+    )
 
     @abstractmethod
     def kind(self, perturbation: str) -> str:

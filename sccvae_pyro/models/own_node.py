@@ -26,8 +26,8 @@ class OwnNode(DirectionPrior):
         direction_size ~ LogNormal(log(size), 0.5)
         direction_own_p ~ down Normal(-direction_size, direction_size / 4)
                           + (1 - down) Normal(direction_size, direction_size / 4)
-        direction_scale ~ LogNormal(log(off_target), 0.5)
-        direction_pk    ~ Normal(direction_own_p where k = k(p), else 0; direction_scale)
+        direction_off_target ~ LogNormal(log(off_target), 0.5)
+        direction_pk    ~ Normal(direction_own_p where k = k(p), else 0; direction_off_target)
 
     No features are read: an unseen perturbation with a node has the size of the seen ones, and the graph says
     where it goes.
@@ -75,7 +75,9 @@ class OwnNode(DirectionPrior):
         """Sample ``direction``, ``perturbations x nodes``."""
         one = perturbations.features.new_ones(())
         size = pyro.sample("direction_size", dist.LogNormal(math.log(self.size) * one, 0.5 * one))
-        scale = pyro.sample("direction_scale", dist.LogNormal(math.log(self.off_target) * one, 0.5 * one))
+        scale = pyro.sample(
+            "direction_off_target", dist.LogNormal(math.log(self.off_target) * one, 0.5 * one)
+        )
         with perturbations.plate:
             own_p = pyro.sample("direction_own", self._signed(size))
             loc_pk = own_p.unsqueeze(-1) * own_of(perturbations, sizes, one)
@@ -101,7 +103,7 @@ class _OwnNodeFactor(nn.Module):
         to_positive = [transforms.ExpTransform()]
         self.size = MeanField("direction_size", [], 0, loc=math.log(prior.size), transforms=to_positive)
         self.scale = MeanField(
-            "direction_scale", [], 0, loc=math.log(prior.off_target), transforms=to_positive
+            "direction_off_target", [], 0, loc=math.log(prior.off_target), transforms=to_positive
         )
         # From the sign that is believed, or from none where both are.
         start = prior.size * (1.0 - 2.0 * prior.down)

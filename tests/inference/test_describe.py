@@ -44,7 +44,7 @@ def test_every_slot_and_site_is_named(screen):
 def test_a_site_stands_with_its_slot(screen):
     lines = lines_of(screen)
     start, end = (
-        next(i for i, x in enumerate(lines) if x.startswith(slot)) for slot in ("direction", "responders")
+        next(i for i, x in enumerate(lines) if x.startswith(slot)) for slot in ("direction", "intervention")
     )
     assert {line.split("[")[0].split(" ~")[0].strip() for line in lines[start + 1 : end]} == {
         "direction", "direction_scale", "direction_signal", "direction_function_weights",

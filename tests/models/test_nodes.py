@@ -109,7 +109,7 @@ def test_density_of_the_own_push():
 
 def test_density_of_the_direction():
     own, direction = np.array([-3.0, 2.0, 0.5]), np.linspace(-1, 1, 12).reshape(3, 4)
-    given = {"direction_own": torch.tensor(own).float(), "direction_scale": torch.tensor(0.3)}
+    given = {"direction_own": torch.tensor(own).float(), "direction_off_target": torch.tensor(0.3)}
     found = log_prob(OwnNode().model, "direction", direction, **given)
     mean = np.zeros((3, 4))
     mean[[0, 1, 2], [0, 1, 3]] = own
@@ -117,7 +117,7 @@ def test_density_of_the_direction():
 
 
 @pytest.mark.parametrize(
-    ("site", "median"), [("direction_size", 2.0), ("direction_scale", 0.1)], ids=["size", "off target"]
+    ("site", "median"), [("direction_size", 2.0), ("direction_off_target", 0.1)], ids=["size", "off target"]
 )
 def test_density_of_the_sizes(site, median):
     found = log_prob(OwnNode(size=2.0, off_target=0.1).model, site, 0.4)
