@@ -26,7 +26,7 @@ from sccvae_pyro.errors import InputError, InputWarning
 from sccvae_pyro.inference import export, mcmc, posterior, predictive, results, svi
 from sccvae_pyro.inference.describe import describe
 from sccvae_pyro.inference.discrepancy import Discrepancy, fit_discrepancy
-from sccvae_pyro.inference.spec import InferenceSpec
+from sccvae_pyro.inference.spec import InferenceSpec, NUTSSpec
 from sccvae_pyro.models import build
 from sccvae_pyro.models.graph_edges import node_names
 from sccvae_pyro.models.responders import AllCells
@@ -589,7 +589,10 @@ class SCCVAE:
         return export.to_arviz(self._draws(n_samples, seed), self.nodes, self.coding, self.features)
 
     def nuts(
-        self, cells: AnnData, n_samples: int = 500, warmup: int = 500, chains: int = 4, seed: int = 0
+        self,
+        cells: AnnData,
+        inference: NUTSSpec | Mapping[str, Any] | str | Path | None = None,
+        **overrides: Any,
     ) -> Any:
         """Draw the globals of a small screen by Hamiltonian Monte Carlo, to check the fitted posterior.
 
@@ -600,12 +603,12 @@ class SCCVAE:
         ----------
         cells
             All cells to learn from, set up like the training screen; at most 2,000 divided by the nodes.
-        n_samples, warmup
-            Draws of each chain, and its steps before them.
-        chains
-            Number of chains.
-        seed
-            Seed.
+        inference
+            Path of a TOML file such as ``inference/nuts.toml``, a mapping or a :class:`NUTSSpec`; ``None``
+            takes the defaults.
+        overrides
+            Settings of :class:`NUTSSpec` that replace those of ``inference``: ``n_samples``, ``warmup``,
+            ``chains``, ``seed``.
 
         Returns
         -------
@@ -614,13 +617,13 @@ class SCCVAE:
         Raises
         ------
         InputError
-            If the model is not fitted, its responders are discrete, the cells do not fit it, or are too many.
+            If the model is not fitted, its responders are discrete, the cells do not fit it or are too
+            many, or a setting is unknown.
         """
         self._require_fit()
-        _check_numbers(n_samples=n_samples, warmup=warmup)
-        _check_numbers(least=1, chains=chains)
-        check_seed(seed)
-        found = mcmc.sample_screen(self.program, self.coding.screen(cells), n_samples, warmup, chains, seed)
+        spec = NUTSSpec.read(inference, **overrides)
+        screen = self.coding.screen(cells)
+        found = mcmc.sample_screen(self.program, screen, spec.n_samples, spec.warmup, spec.chains, spec.seed)
         return export.to_arviz(found.draws, self.nodes, self.coding, self.features, found.diverging)
 
     def describe(self) -> str:

@@ -143,7 +143,9 @@ def _chain(
     diverging = torch.zeros(n_samples, dtype=torch.bool)
     diverging[mcmc.diagnostics()["divergences"]["chain 0"]] = True
     samples = mcmc.get_samples()
-    return {name: value for name, value in samples.items() if name not in ("z", "share")}, diverging
+    return {
+        name: value for name, value in samples.items() if name not in ("z", "share", "library")
+    }, diverging
 
 
 def _reparam(site: dict[str, Any]) -> Reparam | None:

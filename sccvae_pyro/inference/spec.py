@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -13,7 +13,29 @@ from sccvae_pyro.data.toml import explain, read_toml
 from sccvae_pyro.errors import InputError
 
 
-class InferenceSpec(BaseModel):
+class _Spec(BaseModel):
+    """A choice of settings, read from a file or a mapping."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def read(cls, source: Self | Mapping[str, Any] | str | Path | None, **overrides: Any) -> Self:
+        """Read a spec from a TOML file or a mapping; keywords override it.
+
+        Raises
+        ------
+        InputError
+            If the file is missing or not TOML, or a setting is unknown or out of range.
+        """
+        settings = _settings(source)
+        changed = {key: value for key, value in overrides.items() if value is not None}
+        try:
+            return cls.model_validate({**settings, **changed})
+        except ValidationError as error:
+            raise InputError(explain(error, cls, "inference spec")) from None
+
+
+class InferenceSpec(_Spec):
     """How to fit. The defaults need no tuning.
 
     Parameters
@@ -50,8 +72,6 @@ class InferenceSpec(BaseModel):
         Seed of initial weights, splits, order of cells and draws.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     objective: Literal["elbo", "iwae"] = "elbo"
     particles: int = Field(1, ge=1, validate_default=True)
     max_epochs: int | None = Field(None, ge=1)
@@ -76,28 +96,29 @@ class InferenceSpec(BaseModel):
             raise PydanticCustomError("particles", "with one particle iwae is the elbo; begin with 8")
         return particles
 
-    @classmethod
-    def read(
-        cls, source: InferenceSpec | Mapping[str, Any] | str | Path | None, **overrides: Any
-    ) -> InferenceSpec:
-        """Read a spec from a TOML file or a mapping; keywords override it.
 
-        Raises
-        ------
-        InputError
-            If the file is missing or not TOML, or a setting is unknown or out of range.
-        """
-        settings = _settings(source)
-        changed = {key: value for key, value in overrides.items() if value is not None}
-        try:
-            return cls.model_validate({**settings, **changed})
-        except ValidationError as error:
-            raise InputError(explain(error, cls, "inference spec")) from None
+class NUTSSpec(_Spec):
+    """How to draw by Hamiltonian Monte Carlo.
+
+    Parameters
+    ----------
+    n_samples, warmup
+        Draws of each chain that are kept, and its steps before them.
+    chains
+        Number of chains.
+    seed
+        Seed.
+    """
+
+    n_samples: int = Field(500, ge=2)
+    warmup: int = Field(500, ge=2)
+    chains: int = Field(4, ge=1)
+    seed: int = Field(0, ge=0)
 
 
-def _settings(source: InferenceSpec | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+def _settings(source: BaseModel | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
     if source is None:
         return {}
-    if isinstance(source, InferenceSpec):
+    if isinstance(source, BaseModel):
         return source.model_dump()
     return dict(source) if isinstance(source, Mapping) else read_toml(source)

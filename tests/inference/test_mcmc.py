@@ -2,6 +2,7 @@
 
 import warnings
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -14,6 +15,7 @@ from pyro.infer.mcmc.util import initialize_model
 import sccvae_pyro as sv
 from sccvae_pyro import InputError
 from sccvae_pyro.inference import mcmc
+from sccvae_pyro.inference.spec import NUTSSpec
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
@@ -125,3 +127,7 @@ def test_discrete_responders_are_refused(screen):
 def test_wrong_numbers_are_refused(fitted, screen, wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         fitted.nuts(screen[:20], **wrong)
+
+
+def test_shipped_file_is_the_default():
+    assert NUTSSpec.read(Path(__file__).parents[2] / "inference/nuts.toml") == NUTSSpec()
