@@ -4,8 +4,7 @@ Members of different slots may share a name (a normal graph, a normal likelihood
 module: ``priors.graph.Laplace(scale=0.02)``, ``priors.likelihood.Normal()``.
 """
 
-from sccvae_pyro.models import directions as direction
-from sccvae_pyro.models import graph, library, nodes, noise, penetrance, responders
+from sccvae_pyro.models import direction, graph, library, nodes, noise, penetrance, responders
 from sccvae_pyro.models import interventions as intervention
 from sccvae_pyro.models import likelihoods as likelihood
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import transforms
 
 from sccvae_pyro.errors import InputError
+from sccvae_pyro.models import horseshoe
 from sccvae_pyro.models.factors import MeanField, SeenMixture, SeenNormal, normal_mixture
 from sccvae_pyro.models.graph_edges import Edges, _EdgePrior, share
 from sccvae_pyro.models.slot import Member, Perturbations, Sizes, positive, whole
@@ -50,18 +51,13 @@ class Horseshoe(_EdgePrior):
         """Sample scales and weights, ``nodes x nodes``."""
         global_scale = pyro.sample("edge_global_scale", dist.HalfCauchy(zero + self._typical(edges, sizes)))
         scale_e = pyro.sample("edge_scale", dist.HalfCauchy(zero + 1.0).expand([edges.number]).to_event(1))
-        width_e = self.width(global_scale, scale_e)
+        width_e = horseshoe.width(global_scale, scale_e, self.slab)
         weights = dist.Normal(torch.zeros_like(width_e), width_e).to_event(1)
         return pyro.sample(edges.site, dist.TransformedDistribution(weights, [edges.to_matrix]))
 
     def factor(self, edges: Edges, sizes: Sizes) -> nn.Module:
         """Log-normal scales; weights given the scales and a pseudo-observation of each."""
         return _HorseshoeFactor(self, edges, self._typical(edges, sizes))
-
-    def width(self, global_scale: Tensor, scale_e: Tensor) -> Tensor:
-        """Prior sd of the weights, ``... x edges``."""
-        free_e = global_scale.unsqueeze(-1) * scale_e
-        return free_e / (1.0 + (free_e / self.slab).square()).sqrt()
 
     def _typical(self, edges: Edges, sizes: Sizes) -> float:
         """Global scale at which as many edges as expected escape the shrinkage."""
@@ -74,7 +70,7 @@ class Horseshoe(_EdgePrior):
                 f"Horseshoe: expected_edges must be fewer than the {most} that {sizes.nodes} nodes "
                 f"can have, not {expected:g}"
             )
-        return expected / (most - expected) / math.sqrt(sizes.cells)
+        return horseshoe.typical_scale(expected, most, sizes.cells)
 
 
 class _HorseshoeFactor(nn.Module):
@@ -92,7 +88,7 @@ class _HorseshoeFactor(nn.Module):
 
     def forward(self, perturbations: Perturbations) -> None:
         """Sample the scales, then the weights given them."""
-        width_e = self.prior.width(self.global_scale(), self.scale())
+        width_e = horseshoe.width(self.global_scale(), self.scale(), self.prior.slab)
         weights = self.weights(width_e).to_event(1)
         pyro.sample(self.edges.site, dist.TransformedDistribution(weights, [self.edges.to_matrix]))
 

@@ -12,7 +12,7 @@ from torch.distributions import transforms
 
 from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError
-from sccvae_pyro.models.direction import DirectionPrior
+from sccvae_pyro.models.direction_base import DirectionPrior
 from sccvae_pyro.models.factors import MeanField, SeenNormal
 from sccvae_pyro.models.slot import Perturbations, Sizes, Targets, positive
 

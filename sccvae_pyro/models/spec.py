@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from sccvae_pyro.data.schema import Kind
 from sccvae_pyro.data.toml import explain, read_toml
 from sccvae_pyro.errors import InputError
-from sccvae_pyro.models.directions import DirectionPrior
+from sccvae_pyro.models.direction import DirectionPrior
 from sccvae_pyro.models.graph import GraphPrior
 from sccvae_pyro.models.interventions import Intervention
 from sccvae_pyro.models.library import LibraryPrior

@@ -12,6 +12,7 @@ from pyro import poutine
 from scipy import stats
 
 from sccvae_pyro import SCCVAE, InputError
+from sccvae_pyro.models import horseshoe
 from sccvae_pyro.models.factors import Adjacency, ReparametrisedMixture, SeenMixture, SeenNormal
 from sccvae_pyro.models.graph import (
     Edges,
@@ -124,7 +125,8 @@ def test_horseshoe_starts_with_room_to_move(cells):
     graph = Horseshoe(slab=0.5)
     with torch.no_grad():
         start = poutine.trace(graph.guide(sizes, torch.zeros(3, 0))).get_trace(perturbations())
-    width = graph.width(*(start.nodes[name]["value"] for name in ("edge_global_scale", "edge_scale")))
+    scales = (start.nodes[name]["value"] for name in ("edge_global_scale", "edge_scale"))
+    width = horseshoe.width(*scales, graph.slab)
     assert float(width.median()) == pytest.approx(0.05, rel=0.5)
 
 

@@ -17,6 +17,7 @@ from pyro.infer import Trace_ELBO
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
+from sccvae_pyro.models import horseshoe
 from sccvae_pyro.models.graph import Horseshoe, LearnedOrder, Ordered, SpikeSlab
 from sccvae_pyro.models.slot import Basis, Described, Perturbations, Sizes
 
@@ -123,7 +124,7 @@ def test_horseshoe_shrinks_as_the_integral_says():
     graph, n = Horseshoe(), 100
     scale = np.logspace(-6, 6, 400)  # of the grid of each scale, which has a half-Cauchy prior
     prior = scale * stats.halfcauchy.pdf(scale)
-    width = graph.width(torch.tensor(scale / math.sqrt(n)), torch.tensor(scale)).numpy()
+    width = horseshoe.width(torch.tensor(scale / math.sqrt(n)), torch.tensor(scale), graph.slab).numpy()
     for estimate in (0.1, 0.5):
         marginal = stats.norm(scale=np.sqrt(width**2 + 1 / n)).pdf(estimate) * prior[:, None] * prior
         expected = (marginal * width**2 / (width**2 + 1 / n)).sum() / marginal.sum() * estimate
