@@ -722,7 +722,9 @@ def test_loaded_program_can_be_drawn(saved, fitted):
     assert sorted(SCCVAE.load(saved).render().source) == sorted(fitted.render().source)
 
 
-@pytest.mark.parametrize("direction", ["GaussianProcess", "Linear", {"name": "Simplex", "hidden": 4}])
+@pytest.mark.parametrize(
+    "direction", ["GaussianProcess", "Linear", "SparseLinear", {"name": "Simplex", "hidden": 4}]
+)
 def test_arviz_has_named_coordinates(screen, direction):
     model = SCCVAE(screen, n_nodes=3, hidden=(8,), direction=direction).fit(**QUICK)
     found = model.to_arviz(n_samples=12).posterior
@@ -736,13 +738,15 @@ def test_arviz_has_named_coordinates(screen, direction):
         weights = found["direction_function_weights"]
         assert weights.dims == ("chain", "draw", "node", "function_or_constant")
         assert weights["function_or_constant"].values[0] == "constant"
-    if direction == "Linear":
+    if direction in ("Linear", "SparseLinear"):
         assert found["direction"].dims == ("chain", "draw", "perturbation", "node")
         assert found["direction_weights"].dims == ("chain", "draw", "node", "feature_or_constant")
         columns = list(model.features.table.columns)
         assert list(found["feature_or_constant"].values) == ["constant", *columns]
         assert list(found["feature"].values) == columns
-    if direction in ("GaussianProcess", "Linear"):
+    if direction == "SparseLinear":
+        assert found["direction_local_scale"].dims == ("chain", "draw", "node", "feature")
+    if direction in ("GaussianProcess", "Linear", "SparseLinear"):
         assert not [name for name in found.dims if name.endswith(tuple("0123456789"))]
     draws = posterior.draw(model.program, 12, 0)
     np.testing.assert_allclose(found["B"].values[0], draws.B)
@@ -756,7 +760,7 @@ def test_arviz_has_named_coordinates(screen, direction):
 
 @pytest.mark.parametrize("graph", ["Laplace", "Normal", "NoGraph"])
 @pytest.mark.parametrize("penetrance", ["LogNormal", "Fixed"])
-@pytest.mark.parametrize("direction", ["GaussianProcess", "Linear", "Simplex"])
+@pytest.mark.parametrize("direction", ["GaussianProcess", "Linear", "SparseLinear", "Simplex"])
 def test_every_choice_of_priors_can_be_fitted_and_asked(screen, graph, penetrance, direction, tmp_path):
     model = SCCVAE(screen, n_nodes=3, hidden=(8,), graph=graph, penetrance=penetrance, direction=direction)
     model.fit(max_epochs=1, batch_size=128, progress=False)

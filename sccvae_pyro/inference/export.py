@@ -29,6 +29,8 @@ DIMENSIONS = {
     "direction_scale": ["node"],
     "direction_relevance": ["feature"],
     "direction_signal": ["node"],
+    "direction_global_scale": ["node"],
+    "direction_local_scale": ["node", "feature"],
     "direction_weights": ["node", "feature_or_constant"],
     "direction_function_weights": ["node", "function_or_constant"],
     "inverse_dispersion": ["gene"],

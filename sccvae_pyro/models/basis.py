@@ -19,6 +19,27 @@ class Affine(nn.Module):
         return Basis(with_intercept(features), features.new_zeros(features.shape[:-1]))
 
 
+class Standardised(nn.Module):
+    """The features, each divided by its standard deviation over the seen perturbations, and the constant.
+
+    Parameters
+    ----------
+    features
+        ``perturbations x features`` of the seen perturbations; one that does not vary stays as it is.
+    """
+
+    sd_e: Tensor
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        sd_e = features.std(0, correction=0)
+        self.register_buffer("sd_e", torch.where(sd_e > 0, sd_e, 1.0))
+
+    def forward(self, features: Tensor) -> Basis:
+        """Put the constant first; nothing is missed."""
+        return Basis(with_intercept(features / self.sd_e), features.new_zeros(features.shape[:-1]))
+
+
 class KernelBasis(nn.Module):
     """Functions of which a Gaussian process is a linear combination with independent unit weights.
 

@@ -1,4 +1,4 @@
-"""Direction priors: the linear one against Bayesian linear regression, the published one on the simplex."""
+"""Direction priors: linear ones against Bayesian linear regression, the published one on the simplex."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,12 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO
 from scipy import stats
 
+from sccvae_pyro import InputError
 from sccvae_pyro.models.basis import KernelBasis
-from sccvae_pyro.models.direction import GaussianProcess, Linear, Simplex
+from sccvae_pyro.models.direction import GaussianProcess, Linear, Simplex, SparseLinear
 from sccvae_pyro.models.regression import orthogonal_posterior, weights_posterior
 from sccvae_pyro.models.slot import Described, Perturbations, Sizes
 
@@ -23,7 +25,7 @@ def features_of(n=P, seed=0):
     return torch.randn(n, E, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
 
 
-LINEAR = Linear()
+LINEAR, SPARSE = Linear(), SparseLinear(slab=1.5)
 STRENGTH = torch.linspace(0.5, 2.0, P, dtype=torch.double)
 
 
@@ -72,11 +74,11 @@ def log_prob(trace, *names):
 class Regression:
     """One draw of the guide, and in NumPy what it ought to have been drawn from."""
 
-    prior: Linear
+    prior: Linear | SparseLinear
     features: torch.Tensor
     guide: poutine.Trace
     values: dict
-    design: np.ndarray  # perturbations x (1 + features)
+    design: np.ndarray  # perturbations x (1 + features), as the prior takes them
     seen: np.ndarray  # perturbations x nodes, observed directions
     variance: np.ndarray  # and the variance of these observations
     weights_sd: np.ndarray  # nodes x (1 + features), prior sd of the weights
@@ -86,41 +88,49 @@ class Regression:
     def of(cls, prior, seed=0):
         features = features_of()
         factor = factor_of(prior, features)
-        guide = trace_guide(factor, features, seed=seed)
+        guide = trace_guide(factor, features, seed=seed, prior=prior)
         values = values_of(guide)
-        design = np.column_stack([np.ones(P), features])
         own, trend, log_sd = (
             parameter.detach().numpy() for parameter in (factor.own_pk, factor.trend_ek, factor.log_sd_pk)
         )
         strength, residual_sd = STRENGTH.numpy()[:, None], values["direction_scale"].numpy()
-        relative = np.outer(values["direction_signal"], values["direction_relevance"])
+        taken, relative = written_out(prior, features.numpy(), values)
         return cls(
             prior=prior,
             features=features,
             guide=guide,
             values=values,
-            design=design,
-            seen=(design @ trend + own) / strength,
+            design=np.column_stack([np.ones(P), taken]),
+            seen=(np.column_stack([np.ones(P), features]) @ trend + own) / strength,
             variance=(np.exp(log_sd) / strength) ** 2,
             weights_sd=residual_sd[:, None] * np.column_stack([np.full(K, prior.intercept), relative]),
             residual_sd=residual_sd,
         )
 
 
-@pytest.fixture(scope="module")
-def regression():
-    return Regression.of(Linear())
+def written_out(prior, features, values):
+    """Features as the prior takes them, and prior sd of their weights in units of the residual."""
+    if isinstance(prior, Linear):
+        return features, np.outer(values["direction_signal"], values["direction_relevance"])
+    free = (values["direction_global_scale"][:, None] * values["direction_local_scale"]).numpy()
+    return features / features.std(0), np.sqrt(prior.slab**2 * free**2 / (prior.slab**2 + free**2))
+
+
+@pytest.fixture(scope="module", params=[LINEAR, SPARSE], ids=["Linear", "SparseLinear"])
+def regression(request):
+    return Regression.of(request.param)
 
 
 def test_model_is_linear_in_features(regression):
-    model = trace_model(Linear(), regression.features, regression.values)
+    model = trace_model(regression.prior, regression.features, regression.values)
     mean = model.nodes["direction"]["fn"].base_dist.loc
     np.testing.assert_allclose(mean, regression.design @ regression.values[WEIGHTS].T.numpy())
 
 
-def test_prior_of_the_weights():
-    """The shared effect is as wide as declared, a feature as its relevance and the signal of the node say."""
-    regression = Regression.of(Linear(intercept=4.0))
+@pytest.mark.parametrize("prior", [Linear(intercept=4.0), SparseLinear(intercept=4.0)], ids=repr)
+def test_prior_of_the_weights(prior):
+    """The shared effect is as wide as declared, a feature as relevances or local scales say."""
+    regression = Regression.of(prior)
     model = trace_model(regression.prior, regression.features, regression.values)
     np.testing.assert_allclose(model.nodes[WEIGHTS]["fn"].base_dist.scale, regression.weights_sd)
     np.testing.assert_allclose(regression.weights_sd[:, 0], 4.0 * regression.residual_sd)
@@ -160,11 +170,12 @@ def test_weights_and_directions_cancel_to_the_marginal_likelihood(regression):
         ).logpdf(regression.seen[:, k])
         for k in range(K)
     )
-    factor = factor_of(Linear(), regression.features)
+    prior = regression.prior
+    factor = factor_of(prior, regression.features)
     outer = {name: value for name, value in regression.values.items() if name not in (WEIGHTS, "direction")}
     for seed in range(4):
-        guide = trace_guide(factor, regression.features, seed=seed, **outer)
-        model = trace_model(Linear(), regression.features, values_of(guide))
+        guide = trace_guide(factor, regression.features, seed=seed, prior=prior, **outer)
+        model = trace_model(prior, regression.features, values_of(guide))
         error = regression.seen - values_of(guide)["direction"].numpy()
         observed = stats.norm(scale=np.sqrt(regression.variance)).logpdf(error).sum()
         gap = log_prob(model, WEIGHTS, "direction") - log_prob(guide, WEIGHTS, "direction")
@@ -183,13 +194,14 @@ def test_strength_does_not_move_a_shift_that_is_seen_well():
         torch.testing.assert_close(strength[:, None] * direction, shift.detach(), rtol=0, atol=1e-3)
 
 
-def test_where_nothing_is_seen_the_guide_is_the_prior():
+@pytest.mark.parametrize("prior", [LINEAR, SPARSE], ids=["Linear", "SparseLinear"])
+def test_where_nothing_is_seen_the_guide_is_the_prior(prior):
     features = features_of()
-    factor = factor_of(Linear(), features)
+    factor = factor_of(prior, features)
     with torch.no_grad():
         factor.log_sd_pk.fill_(12.0)
-    guide = trace_guide(factor, features)
-    model = trace_model(Linear(), features, values_of(guide))
+    guide = trace_guide(factor, features, prior=prior)
+    model = trace_model(prior, features, values_of(guide))
     for site in (WEIGHTS, "direction"):
         assert log_prob(guide, site) == pytest.approx(log_prob(model, site), abs=1e-3)
 
@@ -215,13 +227,21 @@ def test_regression_is_well_conditioned(relevance, log_sd):
         torch.testing.assert_close(found.base_dist.variance.sqrt()[:, 1:], prior_sd, rtol=1e-3, atol=0)
 
 
-def test_irrelevant_features_leave_the_shared_effect():
+@pytest.mark.parametrize(
+    ("prior", "shrunk"),
+    [
+        (Linear(intercept=3.0), {"direction_relevance": torch.full((E,), 1e-6).double()}),
+        (SparseLinear(intercept=3.0), {"direction_local_scale": torch.full((K, E), 1e-6).double()}),
+    ],
+    ids=["Linear", "SparseLinear"],
+)
+def test_irrelevant_features_leave_the_shared_effect(prior, shrunk):
     """An unseen perturbation is then the mean of the seen directions, each weighed by how well it is seen."""
     features = features_of()
-    factor = factor_of(Linear(intercept=3.0), features)
+    factor = factor_of(prior, features)
     with torch.no_grad():
         factor.trend_ek[1:].zero_()
-    guide = trace_guide(factor, features, direction_relevance=torch.full((E,), 1e-6).double())
+    guide = trace_guide(factor, features, prior=prior, **shrunk)
     weights = guide.nodes[WEIGHTS]["fn"].mean.numpy()
     unseen = np.column_stack([np.ones(4), features_of(4, seed=9)]) @ weights.T
     residual = guide.nodes["direction_scale"]["value"].numpy() ** 2
@@ -232,20 +252,21 @@ def test_irrelevant_features_leave_the_shared_effect():
     np.testing.assert_allclose(unseen, np.broadcast_to(expected, (4, K)), rtol=1e-4)
 
 
-def test_draws_are_conditioned_one_by_one():
+@pytest.mark.parametrize("prior", [LINEAR, SPARSE], ids=["Linear", "SparseLinear"])
+def test_draws_are_conditioned_one_by_one(prior):
     """Vectorised draws: each set of weights and directions belongs to its own strengths and scales."""
     features = features_of()
-    factor = factor_of(Linear(), features)
+    factor = factor_of(prior, features)
     strength = torch.rand(4, P, generator=torch.Generator().manual_seed(2), dtype=torch.double) + 0.5
     with pyro.plate("draws", 4, dim=-2):
-        together = trace_guide(factor, features, strength)
+        together = trace_guide(factor, features, strength, prior=prior)
     weights, direction = (together.nodes[name]["fn"] for name in (WEIGHTS, "direction"))
     for s in range(4):
         own = {
             name: value[s].reshape(value.shape[2:] if value.shape[1] == 1 else value.shape[1:])
             for name, value in values_of(together).items()
         }
-        alone = trace_guide(factor, features, strength[s], **own)
+        alone = trace_guide(factor, features, strength[s], prior=prior, **own)
         expected = alone.nodes[WEIGHTS]["fn"]
         torch.testing.assert_close(weights.mean[s, 0], expected.mean)
         torch.testing.assert_close(
@@ -253,6 +274,115 @@ def test_draws_are_conditioned_one_by_one():
         )
         torch.testing.assert_close(direction.mean[s], alone.nodes["direction"]["fn"].mean)
         torch.testing.assert_close(direction.stddev[s], alone.nodes["direction"]["fn"].stddev)
+
+
+# Sparse weights
+
+
+def test_sparse_weights_know_no_units():
+    """A feature in other units has the same standardised values, for seen and unseen perturbations."""
+    features, units = features_of(), torch.tensor([1e-3, 1.0, 50.0]).double()
+    new = features_of(4, seed=9)
+    functions, missed = SPARSE.basis(features * units)(new * units)
+    torch.testing.assert_close(functions, SPARSE.basis(features)(new).functions_pb)
+    assert (missed == 0).all()
+    constant = torch.ones(P, 1).double()
+    torch.testing.assert_close(SPARSE.basis(constant)(constant).functions_pb[:, 1:], constant)
+
+
+@pytest.mark.parametrize(("expected", "n_features"), [(1, 40), (5, 40), (1, 400)])
+def test_as_many_features_as_expected_escape(expected, n_features):
+    """Told apart by the data of P perturbations: mean share of least squares that is kept, over the prior.
+
+    With weights seen as well as P perturbations show them and no slab, the mean number of features that are
+    not shrunk is that expected (Piironen & Vehtari 2017, section 3.3), at the typical global scale.
+    """
+    sizes = Sizes(1, 1, nodes=1, perturbations=50, features=n_features, covariates=0)
+    typical = SparseLinear(expected_features=expected).typical(sizes)
+    local = stats.halfcauchy.ppf((np.arange(100_000) + 0.5) / 100_000)
+    kept = (typical * local) ** 2 / ((typical * local) ** 2 + 1 / 50)
+    assert n_features * kept.mean() == pytest.approx(expected, rel=0.01)
+
+
+def test_sparse_weights_start_with_room_to_move():
+    """However strong the shrinkage that the prior expects: else weights never feel the data."""
+    for cells in (10, 100_000):
+        sizes = Sizes(1, 1, nodes=200, perturbations=cells, features=E, covariates=0)
+        with torch.no_grad():
+            width = SparseLinear(slab=1.0).width_factor(sizes)()
+        assert float(width.median()) == pytest.approx(0.1, rel=0.1)
+
+
+def test_fewer_features_must_matter_than_there_are():
+    with pytest.raises(
+        InputError, match=r"(?s)expected_features must be fewer than the 3 there are, not 3.*Linear"
+    ):
+        SparseLinear(expected_features=3).guide(SIZES, features_of())
+
+
+def seen_world(seed, weights_ek):
+    """Directions of 40 seen perturbations with a residual of 0.3, and those of 200 unseen without."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(240, len(weights_ek)))
+    mean = 0.3 * features @ weights_ek
+    seen = mean[:40] + 0.3 * rng.normal(size=(40, weights_ek.shape[1]))
+    features = torch.tensor(features / np.sqrt(len(weights_ek)), dtype=torch.float)
+    return features[:40], features[40:], torch.tensor(seen, dtype=torch.float), mean[40:]
+
+
+def learn_scales(prior, features, seen, error=0.05, n_steps=200):
+    """Fit the guide's scales to directions seen with a small error; posterior mean of the weights."""
+    pyro.set_rng_seed(0)
+    sizes = Sizes(1, 1, seen.shape[1], *features.shape, covariates=0)
+    factor, ones = prior.guide(sizes, features), torch.ones(len(seen))
+    with torch.no_grad():
+        factor.own_pk.copy_(seen)
+        factor.log_sd_pk.fill_(np.log(error))
+
+    def model():
+        perturbations = described(features, prior)
+        direction_pk = prior.model(sizes, perturbations)
+        with perturbations.plate:
+            pyro.sample("seen", pyro.distributions.Normal(direction_pk, error).to_event(1), obs=seen)
+
+    def guide():
+        factor(described(features, prior), ones)
+
+    scales = [value for name, value in factor.named_parameters() if not name.endswith(("_pk", "_ek"))]
+    optimiser = torch.optim.Adam(scales, lr=0.1)
+    with pyro.validation_enabled(False):
+        for _ in range(n_steps):
+            optimiser.zero_grad()
+            Trace_ELBO().differentiable_loss(model, guide).backward()
+            optimiser.step()
+    means = [
+        trace_guide(factor, features, ones, seed=s, prior=prior).nodes[WEIGHTS]["fn"].mean for s in range(20)
+    ]
+    return torch.stack(means).mean(0)
+
+
+def unseen_error(prior, seed, weights_ek):
+    features, new, seen, truth = seen_world(seed, weights_ek)
+    weights = learn_scales(prior, features, seen)
+    found = (prior.basis(features)(new).functions_pb @ weights.T).numpy()
+    return np.square(found - truth).mean() / 0.3**2
+
+
+@pytest.mark.slow
+def test_each_linear_prior_is_better_where_it_holds():
+    """Two of 20 features for each node, or all of them: error of unseen directions over four seeds."""
+    sparse, dense = [], []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        weights = rng.normal(size=(20, 6)) * np.sqrt(0.1)
+        dense.append([unseen_error(prior, seed, weights) for prior in (LINEAR, SparseLinear())])
+        rank = rng.random(weights.shape).argsort(0)
+        weights = np.where(rank < 2, np.sign(weights), 0.0)
+        sparse.append([unseen_error(prior, seed, weights) for prior in (LINEAR, SparseLinear())])
+    linear, shrunk = np.mean(sparse, axis=0)
+    assert shrunk < 0.7 * linear
+    linear, shrunk = np.mean(dense, axis=0)
+    assert linear < shrunk
 
 
 # Gaussian process

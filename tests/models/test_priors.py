@@ -77,6 +77,18 @@ ROUNDED = 1e-5  # single precision
             stats.halfcauchy(scale=0.5).logpdf(FEATUREWISE),
         ),
         (
+            priors.direction.SparseLinear(expected_features=2),
+            "direction_global_scale",
+            NODEWISE,
+            stats.halfcauchy(scale=2 / math.sqrt(5)).logpdf(NODEWISE),
+        ),
+        (
+            priors.direction.SparseLinear(),
+            "direction_local_scale",
+            np.outer(NODEWISE, FEATUREWISE),
+            stats.halfcauchy.logpdf(np.outer(NODEWISE, FEATUREWISE)),
+        ),
+        (
             priors.direction.Simplex(hidden=2, weight_scale=3.0),
             "direction_layer0",
             np.arange(8.0).reshape(4, 2),  # three features and the constant
@@ -170,6 +182,7 @@ def test_one_node_has_no_edges():
         priors.penetrance.LogNormal(),
         priors.penetrance.Fixed(),
         priors.direction.Linear(),
+        priors.direction.SparseLinear(),
         priors.direction.GaussianProcess(),
         priors.direction.Simplex(),
     ],
@@ -220,6 +233,11 @@ def test_changed_settings_survive():
     assert prior != priors.direction.Linear()
 
 
+def test_an_expected_number_survives():
+    prior = priors.direction.SparseLinear(expected_features=2.5, slab=1.0)
+    assert priors.direction.DirectionPrior.from_dict(prior.to_dict()) == prior
+
+
 def test_members_are_taken_as_they_are():
     prior = priors.graph.Laplace(0.3)
     assert GraphPrior.from_dict(prior) is prior
@@ -262,6 +280,10 @@ def test_unknown_names_and_settings(spec, parts):
         (priors.direction.Linear, "scale"),
         (priors.direction.Linear, "relevance"),
         (priors.direction.Linear, "intercept"),
+        (priors.direction.SparseLinear, "scale"),
+        (priors.direction.SparseLinear, "expected_features"),
+        (priors.direction.SparseLinear, "slab"),
+        (priors.direction.SparseLinear, "intercept"),
         (priors.direction.Simplex, "hidden"),
         (priors.direction.Simplex, "weight_scale"),
         (priors.likelihood.NegativeBinomial, "inverse_dispersion"),
