@@ -19,6 +19,7 @@ import argparse
 import os
 from pathlib import Path
 
+from anndata import AnnData
 from record import Clock, store
 
 from sccvae_pyro import SCCVAE, datasets, setup_anndata
@@ -29,8 +30,8 @@ SCREEN, GENE_SETS, REGULONS = "papalexi2021_thp1_eccite.h5ad", "cascade_c5_subse
 HELD_OUT, WITHOUT_FEATURES = ("JAK2", "STAT1"), ("MARCH8",)
 
 
-def run(data: Path, seed: int, clock: Clock) -> Assessment:
-    """Read, fit, predict and score."""
+def read(data: Path) -> AnnData:
+    """Read the screen and say which columns mean what."""
     adata = datasets.read(data / SCREEN)
     setup_anndata(
         adata,
@@ -40,6 +41,12 @@ def run(data: Path, seed: int, clock: Clock) -> Assessment:
         guide_key="guide",
         covariate_keys=("replicate",),
     )
+    return adata
+
+
+def run(data: Path, seed: int, clock: Clock) -> Assessment:
+    """Read, fit, predict and score."""
+    adata = read(data)
     with clock.timing("features and split"):
         sources = Sources(gmt=data / GENE_SETS, regulons=data / REGULONS)
         train, held_out = prepare(adata, sources, ",".join(HELD_OUT), WITHOUT_FEATURES, seed)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from sccvae_pyro import __version__
@@ -48,13 +49,17 @@ def store(folder: Path, name: str, scores: Scores, clock: Clock, about: Mapping[
     about
         Further entries of the JSON: seed, sizes, what was held out.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     table = scores.table(reference="SCCVAE").stack("method", future_stack=True).dropna(how="all")
-    write_text(table.reset_index().to_csv(index=False, float_format="%.6g"), folder / f"{name}.csv")
     perturbations = scores.per_perturbation["perturbation"].nunique()
+    store_table(folder, name, table.reset_index(), clock, {**about, "scored_perturbations": perturbations})
+
+
+def store_table(folder: Path, name: str, table: pd.DataFrame, clock: Clock, about: Mapping[str, Any]) -> None:
+    """Write a tidy table as ``name.csv`` and how it came about as ``name.json``; see :func:`store`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(table.to_csv(index=False, float_format="%.6g"), folder / f"{name}.csv")
     how = {
         **about,
-        "scored_perturbations": perturbations,
         "seconds": clock.seconds,
         "threads": torch.get_num_threads(),
         "versions": versions() | {"sccvae-pyro": __version__},
