@@ -30,6 +30,7 @@ format: $(INSTALLED)
 bench: $(INSTALLED)  ## slow checks, and the results of the README (the real screen where SCCVAE_DATA names its folder)
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python benchmarks/simulation.py
+	PYTHONPATH=tests $(BIN)/python benchmarks/svi_against_nuts.py
 	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/papalexi.py
 	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/papalexi_guides.py
 	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/tables.py

@@ -57,6 +57,8 @@ class SCCVAE:
         Priors: an object of :mod:`sccvae_pyro.priors`, its name, or a table with name and settings.
     likelihood
         The same; ``"auto"`` takes the negative binomial for counts, the normal for other values.
+    posterior
+        The same, for how the globals are proposed.
 
     Raises
     ------
@@ -83,6 +85,7 @@ class SCCVAE:
         intervention: Choice = None,
         library: Choice = None,
         likelihood: Choice = "auto",
+        posterior: Choice = None,
     ) -> None:
         spec = ModelSpec.read(
             None,
@@ -97,6 +100,7 @@ class SCCVAE:
             intervention=intervention,
             library=library,
             likelihood=likelihood,
+            posterior=posterior,
         )
         self._set_up(adata, spec)
 

@@ -22,6 +22,7 @@ from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.models import likelihoods
 from sccvae_pyro.models.direction import DirectionPrior
 from sccvae_pyro.models.factors import MeanField
+from sccvae_pyro.models.families import Factors, PosteriorFamily
 from sccvae_pyro.models.graph import GraphPrior
 from sccvae_pyro.models.noise import StandardNormal
 from sccvae_pyro.models.penetrance import Fixed
@@ -210,7 +211,7 @@ class LinearGaussian:
         square = (self.effect**2).sum(1)
         return square / (square + self.sd**2)
 
-    def program(self, graph: GraphPrior | None = None) -> Program:
+    def program(self, graph: GraphPrior | None = None, posterior: PosteriorFamily | None = None) -> Program:
         """The program of this world; encoder and trust are those of the exact posterior."""
         sizes = Sizes(
             cells=len(self.targets),
@@ -227,6 +228,7 @@ class LinearGaussian:
             AllCells(),
             StandardNormal(),
             _KnownNoise(self.sd),
+            posterior=posterior or Factors(),
         )
         least_squares = torch.tensor(np.linalg.pinv(self.loading))
         encoder = LinearEncoder(least_squares, torch.tensor(self.trust))
@@ -236,7 +238,7 @@ class LinearGaussian:
         """The program with the guide at the exact posterior (of a separable world without combinations)."""
         program = self.program()
         mean, covariance = self.direction_posterior(batch)
-        factor = program.direction_factor.factor
+        factor = program.proposal.direction_factor.factor
         with torch.no_grad():
             factor.loc.copy_(torch.tensor(mean))
             factor.log_scale.copy_(torch.tensor(np.sqrt(np.diag(covariance))).log().reshape(mean.shape))

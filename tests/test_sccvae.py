@@ -290,7 +290,7 @@ def test_penetrance_table(fitted):
     assert list(table.columns) == ["mean", "sd", "q05", "median", "q95"]
     assert (table["q05"] < table["median"]).all()
     assert (table["median"] < table["q95"]).all()
-    factor = fitted.program.penetrance_factor.factor
+    factor = fitted.program.proposal.penetrance_factor.factor
     # The standard error of a median of n normals is 1.25 sd / sqrt(n).
     standard_error = 1.25 * factor.log_scale.detach().exp().numpy() / 20
     assert (np.abs(np.log(table["median"]) - factor.loc.detach().numpy()) < 4 * standard_error).all()
@@ -313,7 +313,7 @@ def test_edge_table(fitted):
     assert (table["q05"] < table["q95"]).all()
     assert table["probability_positive"].between(0, 1).all()
     B = torch.zeros(5, 5)
-    B[tuple(torch.triu_indices(5, 5, 1))] = fitted.program.graph_factor.factor.loc.detach()
+    B[tuple(torch.triu_indices(5, 5, 1))] = fitted.program.proposal.graph_factor.factor.loc.detach()
     found = B.numpy()[order["source"], order["target"]]
     sd = table["sd"].to_numpy()
     assert (np.abs(table["mean"] - found) < 4 * sd / np.sqrt(300)).all()

@@ -28,8 +28,9 @@ from sccvae_pyro.data.loading import Batch, Screen
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.inference.posterior import Draws, draws_given, seeded
 from sccvae_pyro.models.factors import StrictlyUpperTriangular
+from sccvae_pyro.models.families import values_of
 from sccvae_pyro.models.noise import Mixture
-from sccvae_pyro.models.program import Program, values_of
+from sccvae_pyro.models.program import Program
 
 # Where the components of a mixture lie, so does it; torch leaves that to be said.
 biject_to.register(
@@ -169,15 +170,10 @@ def _reparam(site: dict[str, Any]) -> Reparam | None:
 @torch.no_grad()
 def _values(program: Program, moved: dict[str, Tensor]) -> dict[str, Tensor]:
     """Values of the program's own sites that follow from the moved ones, as a guide would draw them."""
-
-    def globals_() -> None:
-        program.causes(program.seen)
-        program.priors.likelihood.model(program.sizes, program.baseline)
-
-    one = poutine.trace(poutine.reparam(globals_, _reparam)).get_trace()
+    one = poutine.trace(poutine.reparam(program.globals_, _reparam)).get_trace()
     plated = {name for name in moved if len(one.nodes[name]["fn"].batch_shape)}
     data = {name: value if name in plated else value.unsqueeze(1) for name, value in moved.items()}
     n_draws = len(next(iter(moved.values())))
     with pyro.plate("draws", n_draws, dim=-2), poutine.condition(data=data):
-        found = values_of(poutine.trace(poutine.reparam(globals_, _reparam)).get_trace())
-    return {name: found[name] for name in values_of(poutine.trace(globals_).get_trace())}
+        found = values_of(poutine.trace(poutine.reparam(program.globals_, _reparam)).get_trace())
+    return {name: found[name] for name in values_of(poutine.trace(program.globals_).get_trace())}

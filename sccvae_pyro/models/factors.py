@@ -11,7 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform, constraints
+from torch.distributions import Transform, biject_to, constraints, transform_to
 
 from sccvae_pyro.models.slot import Perturbations
 
@@ -93,12 +93,16 @@ class StrictlyUpperTriangular(Transform):
 
     bijective = True
     domain = constraints.real_vector
-    codomain = constraints.independent(constraints.real, 2)
 
     def __init__(self, n_nodes: int) -> None:
         super().__init__(cache_size=0)
         self.n_nodes = n_nodes
         self.rows, self.columns = torch.triu_indices(n_nodes, n_nodes, offset=1)
+
+    @constraints.dependent_property(is_discrete=False, event_dim=2)
+    def codomain(self) -> EdgeMatrix:
+        """The matrices of these edges."""
+        return EdgeMatrix(self)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StrictlyUpperTriangular) and other.n_nodes == self.n_nodes
@@ -122,6 +126,26 @@ class StrictlyUpperTriangular(Transform):
     def inverse_shape(self, shape: torch.Size) -> torch.Size:
         """Shape of the vector."""
         return torch.Size((*shape[:-2], len(self.rows)))
+
+
+class EdgeMatrix(constraints.independent):
+    """The support of a matrix of edges: its coordinates are the edges, not the entries that no edge has.
+
+    Parameters
+    ----------
+    to_matrix
+        From a vector of edges to the matrix.
+    """
+
+    def __init__(self, to_matrix: StrictlyUpperTriangular) -> None:
+        super().__init__(constraints.real, 2)
+        self.to_matrix = to_matrix
+
+
+@transform_to.register(EdgeMatrix)
+@biject_to.register(EdgeMatrix)
+def _to_matrix(support: EdgeMatrix) -> StrictlyUpperTriangular:
+    return support.to_matrix
 
 
 class Adjacency(StrictlyUpperTriangular):

@@ -158,29 +158,40 @@ class Flow(NoisePrior):
         """
         if sizes.nodes < 2:
             raise InputError("noise Flow couples nodes with one another: n_nodes must be at least 2")
-        return _CouplingFlow(self, sizes.nodes)
+        return CouplingFlow(sizes.nodes, self.layers, self.hidden)
 
 
-class _CouplingFlow(nn.Module):
-    def __init__(self, prior: Flow, n_nodes: int) -> None:
+class CouplingFlow(nn.Module):
+    """A standard normal vector, bent by affine coupling layers that do nothing as yet.
+
+    Parameters
+    ----------
+    size
+        Entries of the vector, at least 2.
+    layers, hidden
+        Number of layers, and width of the network in each.
+    """
+
+    def __init__(self, size: int, layers: int, hidden: int) -> None:
         super().__init__()
-        self.n_nodes = n_nodes
-        # Reversing the nodes lets every layer move the half that the one before it kept.
-        self.register_buffer("reversed", torch.arange(n_nodes).flip(0))
-        self.couplings = nn.ModuleList(_identity_coupling(n_nodes, prior.hidden) for _ in range(prior.layers))
+        self.size = size
+        # Reversing the entries lets every layer move the half that the one before it kept.
+        self.register_buffer("reversed", torch.arange(size).flip(0))
+        self.couplings = nn.ModuleList(_identity_coupling(size, hidden) for _ in range(layers))
 
     def forward(self, like: Tensor) -> dist.TorchDistribution:
-        """Give the distribution of one cell's noise."""
-        base = dist.Normal(like.new_zeros(self.n_nodes), 1.0).to_event(1)
-        turn = permute(self.n_nodes, self.reversed)
+        """Give the distribution of the vector, on the device of ``like``."""
+        base = dist.Normal(like.new_zeros(self.size), 1.0).to_event(1)
+        turn = permute(self.size, self.reversed)
         steps = [step for coupling in self.couplings for step in (coupling, turn)]
         return dist.TransformedDistribution(base, steps)
 
 
-def _identity_coupling(n_nodes: int, hidden: int) -> AffineCoupling:
+def _identity_coupling(size: int, hidden: int) -> AffineCoupling:
     """Build a coupling layer that does nothing as yet."""
-    kept = n_nodes // 2
-    network: Any = DenseNN(kept, [hidden], [n_nodes - kept, n_nodes - kept])
+    kept = size // 2
+    network: Any = DenseNN(kept, [hidden], [size - kept, size - kept])
     nn.init.zeros_(network.layers[-1].weight)
     nn.init.zeros_(network.layers[-1].bias)
-    return AffineCoupling(kept, network)
+    # Unbounded, the scales of single draws overflow; a factor of e for each layer is room enough.
+    return AffineCoupling(kept, network, log_scale_min_clip=-1.0, log_scale_max_clip=1.0)

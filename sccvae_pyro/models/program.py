@@ -30,12 +30,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
-from pyro.poutine.util import site_is_subsample as is_plate
 from torch import Tensor, nn
 
 from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.models import scm
 from sccvae_pyro.models.direction import DirectionPrior
+from sccvae_pyro.models.families import Factors, OwnFactors, PosteriorFamily, values_of
 from sccvae_pyro.models.graph import GraphPrior
 from sccvae_pyro.models.interventions import Intervention, Shift
 from sccvae_pyro.models.library import LibraryPrior, Observed
@@ -60,6 +60,7 @@ class Priors(NamedTuple):
     nodes: Nodes = Free()
     intervention: Intervention = Shift()
     library: LibraryPrior = Observed()
+    posterior: PosteriorFamily = Factors()
 
 
 class Causes(NamedTuple):
@@ -135,13 +136,10 @@ class Program(PyroModule):
         # Where the state of the control cells lies is shared by encoder and decoder: one number a node to
         # learn it, instead of a slow refit of both, keeps the mean of their noise at zero.
         self.origin_k = nn.Parameter(features.new_zeros(sizes.nodes))
-        self.graph_factor = priors.graph.guide(sizes, features)
-        self.penetrance_factor = priors.penetrance.guide(sizes, features)
-        self.responders_factor = priors.responders.guide(sizes, features)
-        self.direction_factor = priors.direction.guide(sizes, features)
+        self.proposal: nn.Module = OwnFactors(priors, sizes, features)
         self.noise = priors.noise.module(sizes)
         self.library = priors.library.module()
-        self.gene_factor = priors.likelihood.guide(sizes)
+        self.proposal = priors.posterior.module(self.proposal, self.globals_, self.guide_globals)
 
     @property
     def seen(self) -> Described:
@@ -225,20 +223,17 @@ class Program(PyroModule):
 
     def guide_globals(self) -> dict[str, Tensor]:
         """Propose all globals; give the drawn value of each site."""
-        seen = Perturbations.of(self.seen)
-        with poutine.trace() as drawn:
-            self.graph_factor(seen)
-            self.penetrance_factor(seen)
-            self.responders_factor(seen)
-            self.direction_factor(seen, self.strength_given(values_of(drawn.trace)))
-            self.gene_factor()
-        return values_of(drawn.trace)
+        return self.proposal(Perturbations.of(self.seen), self.strength_given)
+
+    def globals_(self) -> None:
+        """Sample all globals from their priors."""
+        self.causes(self.seen)
+        self.priors.likelihood.model(self.sizes, self.baseline)
 
     def prior_globals(self) -> dict[str, Tensor]:
         """Draw all globals from their priors; give the drawn value of each site."""
         with poutine.trace() as drawn:
-            self.causes(self.seen)
-            self.priors.likelihood.model(self.sizes, self.baseline)
+            self.globals_()
         nodes = drawn.trace.nodes
         # A value that is only recorded, such as a fixed strength, follows from the program and is no draw.
         return {
@@ -263,9 +258,3 @@ class Program(PyroModule):
     def cells(self, batch: Batch) -> pyro.plate:
         """The plate of cells: a batch counts for all cells of the screen."""
         return pyro.plate("cells", self.sizes.cells, subsample=batch.library_c, dim=-1)
-
-
-def values_of(trace: poutine.Trace) -> dict[str, Tensor]:
-    """Values of the sample sites of a trace."""
-    sites = trace.nodes.items()
-    return {name: site["value"] for name, site in sites if site["type"] == "sample" and not is_plate(site)}

@@ -12,6 +12,7 @@ from sccvae_pyro.data.schema import Kind
 from sccvae_pyro.data.toml import explain, read_toml
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.models.direction import DirectionPrior
+from sccvae_pyro.models.families import PosteriorFamily
 from sccvae_pyro.models.graph import GraphPrior
 from sccvae_pyro.models.interventions import Intervention
 from sccvae_pyro.models.library import LibraryPrior
@@ -35,6 +36,7 @@ SLOTS: dict[str, type[Member]] = {
     "noise": NoisePrior,
     "library": LibraryPrior,
     "likelihood": Likelihood,
+    "posterior": PosteriorFamily,
 }
 """Slots of the program, in the order of its page."""
 
@@ -53,6 +55,8 @@ class ModelSpec(BaseModel):
         Priors, in the same three ways.
     likelihood
         The same, or ``"auto"``: negative binomial for counts, normal for other values.
+    posterior
+        How the globals are proposed: a member, its name, or a table.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -67,6 +71,7 @@ class ModelSpec(BaseModel):
     noise: dict[str, Any] = {"name": "StandardNormal"}
     library: dict[str, Any] = {"name": "Observed"}
     likelihood: dict[str, Any] = {"name": "auto"}
+    posterior: dict[str, Any] = {"name": "Factors"}
 
     @field_validator(*SLOTS, mode="before")
     @classmethod
@@ -128,6 +133,7 @@ class ModelSpec(BaseModel):
             Nodes.from_dict(self.nodes),
             Intervention.from_dict(self.intervention),
             LibraryPrior.from_dict(self.library),
+            PosteriorFamily.from_dict(self.posterior),
         )
 
 

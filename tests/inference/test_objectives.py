@@ -110,16 +110,16 @@ def test_loss_is_per_cell(program, cells):
 
 
 PARAMETERS = {
-    "graph": "graph_factor.factor.loc",
-    "spread of the graph": "graph_factor.factor.log_scale",
-    "strength": "penetrance_factor.factor.loc",
-    "own part of the shifts": "direction_factor.own_pk",
-    "trend of the shifts": "direction_factor.trend_ek",
-    "error of the shifts": "direction_factor.log_sd_pk",
-    "scale of the directions": "direction_factor.scale.loc",
-    "signal of the directions": "direction_factor.signal.loc",
+    "graph": "proposal.graph_factor.factor.loc",
+    "spread of the graph": "proposal.graph_factor.factor.log_scale",
+    "strength": "proposal.penetrance_factor.factor.loc",
+    "own part of the shifts": "proposal.direction_factor.own_pk",
+    "trend of the shifts": "proposal.direction_factor.trend_ek",
+    "error of the shifts": "proposal.direction_factor.log_sd_pk",
+    "scale of the directions": "proposal.direction_factor.scale.loc",
+    "signal of the directions": "proposal.direction_factor.signal.loc",
     "origin": "origin_k",
-    "dispersion": "gene_factor.factor.loc",
+    "dispersion": "proposal.gene_factor.factor.loc",
 }
 
 
@@ -285,7 +285,7 @@ def test_weighing_does_not_forgive_wrong_globals(distrusted):
     world, batch, _ = distrusted
     program = world.exact_program(batch)
     with torch.no_grad():
-        program.direction_factor.factor.log_scale += math.log(2.0)
+        program.proposal.direction_factor.factor.log_scale += math.log(2.0)
     gap = 2 * 3 * (0.5 * (4 - 1) - math.log(2.0))
     found = bounds(NegativeIWELBO(program, 32), batch, 400)
     assert world.log_evidence(batch) - gap - found.mean() < 0.1 * gap + 4 * standard_error(found)
@@ -341,7 +341,7 @@ def test_enumerated_responders_are_refused(screen):
 
 
 def test_draws_without_gradient_are_refused(program, cells, monkeypatch):
-    monkeypatch.setattr(program.graph_factor, "forward", lambda _: pyro.sample("B", _Coin()))
+    monkeypatch.setattr(program.proposal.graph_factor, "forward", lambda _: pyro.sample("B", _Coin()))
     with pytest.raises(InputError, match="'B' without one"):
         NegativeIWELBO(program, 2)(cells)
 

@@ -104,7 +104,7 @@ def test_models_trained_step_by_step_in_turn_do_not_meet(screen):
         for number in range(6):
             step(alone, number, seed)
         assert_same_state(trained[0], alone[0])
-    assert not torch.equal(*(trained[0].direction_factor.own_pk for trained in together))
+    assert not torch.equal(*(trained[0].proposal.direction_factor.own_pk for trained in together))
 
 
 # Resuming
@@ -248,7 +248,7 @@ def test_every_parameter_is_trained_at_its_rate(screen):
     assert (networks["lr"], globals_["lr"]) == pytest.approx((0.01, 0.03))
     ids = [id(parameter) for group in (networks, globals_) for parameter in group["params"]]
     assert sorted(ids) == sorted(id(parameter) for parameter in program.parameters())
-    assert id(program.direction_factor.own_pk) in ids[len(networks["params"]) :]
+    assert id(program.proposal.direction_factor.own_pk) in ids[len(networks["params"]) :]
     assert id(program.encoder.body[0].weight) in ids[: len(networks["params"])]
 
 

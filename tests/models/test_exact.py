@@ -76,7 +76,7 @@ def test_elbo_falls_short_of_the_evidence_by_the_kl(separable):
     program = world.exact_program(batch)
     mean, covariance = world.direction_posterior(batch)
     variance = np.diag(covariance).reshape(mean.shape)
-    factor, encoder = program.direction_factor.factor, program.encoder
+    factor, encoder = program.proposal.direction_factor.factor, program.encoder
     with torch.no_grad():
         factor.loc += 0.1
         factor.log_scale += math.log(1.3)
@@ -105,14 +105,14 @@ def test_optimised_elbo_reaches_the_evidence(separable):
     assert evidence - elbos(program, batch, 50).mean() > 10
     loss = NegativeELBO(program)
     pyro.set_rng_seed(0)
-    guide = [*program.direction_factor.parameters(), *program.encoder.parameters()]
+    guide = [*program.proposal.direction_factor.parameters(), *program.encoder.parameters()]
     optimise(guide, lambda: loss(batch), n_steps=500, rate=0.1)
     gap = evidence - elbos(program, batch, 200)
     assert -4 * gap.std(ddof=1) / math.sqrt(len(gap)) < gap.mean() < 0.25
     mean, covariance = world.direction_posterior(batch)
     sd = np.sqrt(np.diag(covariance)).reshape(mean.shape)
     # The part of the KL that wrong means of the directions cost is 0.5 (error / sd)^2 each.
-    error = (program.direction_factor.factor.loc.detach().numpy() - mean) / sd
+    error = (program.proposal.direction_factor.factor.loc.detach().numpy() - mean) / sd
     assert 0.5 * np.square(error).sum() < 0.25
 
 
@@ -126,7 +126,7 @@ def weighted():
     batch = world.draw(1)
     program = world.exact_program(batch)
     with torch.no_grad():
-        program.direction_factor.factor.log_scale += math.log(1.2)
+        program.proposal.direction_factor.factor.log_scale += math.log(1.2)
         program.encoder.raw_trust.copy_(torch.tensor([0.3, 0.3]).logit())
     pyro.set_rng_seed(0)
     n_draws = 40_000
@@ -252,7 +252,7 @@ def test_posterior_of_edges_is_that_of_a_regression():
     program = program_of(priors, Sizes(n, K, K, K, 0, 0), encoder, Passing())
     loss = NegativeELBO(program)
     pyro.set_rng_seed(0)
-    optimise(program.graph_factor.parameters(), lambda: loss(batch), n_steps=500, rate=0.02)
+    optimise(program.proposal.graph_factor.parameters(), lambda: loss(batch), n_steps=500, rate=0.02)
     exact = []
     for j, k in zip(*np.triu_indices(K, 1), strict=True):
         parents = state[:, :k]
@@ -260,7 +260,7 @@ def test_posterior_of_edges_is_that_of_a_regression():
         mean = np.linalg.solve(precision, parents.T @ (state[:, k] - shift[:, k]))
         exact.append((mean[j], 1 / math.sqrt(precision[j, j])))  # the best factorised normal
     mean, sd = np.transpose(exact)
-    loc = program.graph_factor.factor.loc.detach().numpy()
-    spread = program.graph_factor.factor.log_scale.detach().exp().numpy()
+    loc = program.proposal.graph_factor.factor.loc.detach().numpy()
+    spread = program.proposal.graph_factor.factor.log_scale.detach().exp().numpy()
     # An edge that is a third of its sd off costs 0.06 nats; there are 6 of them.
     assert kl_normal(loc, spread**2, mean, sd**2).sum() < 6 * 0.06

@@ -369,7 +369,7 @@ def test_gradients_are_finite(member, screen, log_screen):
     NegativeELBO(model.program)(batch).backward()
     gradients = {name: value.grad for name, value in model.program.named_parameters()}
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
-    own = {name: gradient for name, gradient in gradients.items() if name.startswith("gene_factor")}
+    own = {name: gradient for name, gradient in gradients.items() if name.startswith("proposal.gene_factor")}
     assert all((gradient != 0).any() for gradient in own.values())
     assert bool(own) == (type(member) is not Poisson)
 

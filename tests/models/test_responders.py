@@ -128,7 +128,7 @@ def test_gradients_reach_the_fractions(escapers, screen):
     program = escapers.program
     program.zero_grad()
     NegativeELBO(program)(program_cells(escapers, screen)).backward()
-    gradient = program.responders_factor.own.factor.loc.grad
+    gradient = program.proposal.responders_factor.own.factor.loc.grad
     assert torch.isfinite(gradient).all()
     assert (gradient != 0).all()
     program.zero_grad()
