@@ -167,20 +167,23 @@ class _CouplingFlow(nn.Module):
         self.n_nodes = n_nodes
         # Reversing the nodes lets every layer move the half that the one before it kept.
         self.register_buffer("reversed", torch.arange(n_nodes).flip(0))
-        self.couplings = nn.ModuleList(_identity_coupling(n_nodes, prior.hidden) for _ in range(prior.layers))
+        kept = n_nodes // 2
+        self.networks = nn.ModuleList(
+            _identity_network(kept, prior.hidden, n_nodes - kept) for _ in range(prior.layers)
+        )
 
     def forward(self, like: Tensor) -> dist.TorchDistribution:
         """Give the distribution of one cell's noise."""
         base = dist.Normal(like.new_zeros(self.n_nodes), 1.0).to_event(1)
         turn = permute(self.n_nodes, self.reversed)
-        steps = [step for coupling in self.couplings for step in (coupling, turn)]
-        return dist.TransformedDistribution(base, steps)
+        # A coupling keeps its last answer, with the gradient, and could then not be copied: it is made anew.
+        couplings = (AffineCoupling(self.n_nodes // 2, network) for network in self.networks)
+        return dist.TransformedDistribution(base, [step for each in couplings for step in (each, turn)])
 
 
-def _identity_coupling(n_nodes: int, hidden: int) -> AffineCoupling:
-    """Build a coupling layer that does nothing as yet."""
-    kept = n_nodes // 2
-    network: Any = DenseNN(kept, [hidden], [n_nodes - kept, n_nodes - kept])
+def _identity_network(kept: int, hidden: int, moved: int) -> Any:
+    """Build a network of a coupling layer that does nothing as yet."""
+    network: Any = DenseNN(kept, [hidden], [moved, moved])
     nn.init.zeros_(network.layers[-1].weight)
     nn.init.zeros_(network.layers[-1].bias)
-    return AffineCoupling(kept, network)
+    return network
