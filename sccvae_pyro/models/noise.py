@@ -177,21 +177,25 @@ class CouplingFlow(nn.Module):
         self.size = size
         # Reversing the entries lets every layer move the half that the one before it kept.
         self.register_buffer("reversed", torch.arange(size).flip(0))
-        self.couplings = nn.ModuleList(_identity_coupling(size, hidden) for _ in range(layers))
+        kept = size // 2
+        self.networks = nn.ModuleList(_identity_network(kept, hidden, size - kept) for _ in range(layers))
 
     def forward(self, like: Tensor) -> dist.TorchDistribution:
         """Give the distribution of the vector, on the device of ``like``."""
         base = dist.Normal(like.new_zeros(self.size), 1.0).to_event(1)
         turn = permute(self.size, self.reversed)
-        steps = [step for coupling in self.couplings for step in (coupling, turn)]
+        steps = [step for network in self.networks for step in (self._coupling(network), turn)]
         return dist.TransformedDistribution(base, steps)
 
+    def _coupling(self, network: nn.Module) -> AffineCoupling:
+        """Build a layer: it keeps its last answer, with the gradient, and could not be copied with it."""
+        # Unbounded, the scales of single draws overflow; a factor of e for each layer is room enough.
+        return AffineCoupling(self.size // 2, network, log_scale_min_clip=-1.0, log_scale_max_clip=1.0)
 
-def _identity_coupling(size: int, hidden: int) -> AffineCoupling:
-    """Build a coupling layer that does nothing as yet."""
-    kept = size // 2
-    network: Any = DenseNN(kept, [hidden], [size - kept, size - kept])
+
+def _identity_network(kept: int, hidden: int, moved: int) -> Any:
+    """Build a network of a coupling layer that does nothing as yet."""
+    network: Any = DenseNN(kept, [hidden], [moved, moved])
     nn.init.zeros_(network.layers[-1].weight)
     nn.init.zeros_(network.layers[-1].bias)
-    # Unbounded, the scales of single draws overflow; a factor of e for each layer is room enough.
-    return AffineCoupling(kept, network, log_scale_min_clip=-1.0, log_scale_max_clip=1.0)
+    return network

@@ -385,6 +385,22 @@ def test_each_linear_prior_is_better_where_it_holds():
     assert linear < shrunk
 
 
+def density_of_scales(prior, scale, signal):
+    """Log density of the residual scales and of the signals of the nodes."""
+    return stats.lognorm(s=1, scale=prior.scale).logpdf(scale).sum() + stats.lognorm(s=1).logpdf(signal).sum()
+
+
+def test_density_of_a_linear_map(regression):
+    """Of the whole prior, at a draw of the guide."""
+    names = ("direction_scale", "direction_signal", "direction_relevance", WEIGHTS, "direction")
+    scale, signal, relevance, weights, direction = (regression.values[name].numpy() for name in names)
+    expected = density_of_scales(regression.prior, scale, signal) + stats.halfcauchy.logpdf(relevance).sum()
+    expected += stats.norm(scale=regression.weights_sd).logpdf(weights).sum()
+    expected += stats.norm(regression.design @ weights.T, regression.residual_sd).logpdf(direction).sum()
+    model = trace_model(regression.prior, regression.features, regression.values)
+    assert float(model.log_prob_sum()) == pytest.approx(expected, rel=1e-8)
+
+
 # Gaussian process
 
 GP = GaussianProcess(length=1.0, intercept=4.0)
@@ -505,11 +521,41 @@ def test_draws_of_a_process_are_conditioned_one_by_one():
         torch.testing.assert_close(found.stddev[s], expected.stddev)
 
 
+def test_density_of_a_process():
+    """Of the whole prior, at a draw of the guide, for seen genes and for new ones of larger variance."""
+    features = features_of()
+    values = values_of(trace_guide(factor_of(GP, features), features, prior=GP))
+    names = ("direction_scale", "direction_signal", FUNCTION_WEIGHTS, "direction")
+    scale, signal, weights, direction = (values[name].numpy() for name in names)
+    width = np.column_stack([np.full(K, GP.intercept), np.tile(signal[:, None], P)])
+    of_weights = stats.norm(scale=scale[:, None] * width).logpdf(weights).sum()
+    for rows in (features, features_of(seed=4)):
+        basis = GP.basis(features)(rows)
+        residual = scale * np.sqrt(1 + np.outer(basis.missed_p, signal**2))
+        line = basis.functions_pb.numpy() @ weights.T
+        expected = density_of_scales(GP, scale, signal) + of_weights
+        expected += stats.norm(line, residual).logpdf(direction).sum()
+        given = poutine.condition(GP.model, data=values)
+        model = poutine.trace(given).get_trace(SIZES, Perturbations.of(Described(rows, basis)))
+        assert float(model.log_prob_sum()) == pytest.approx(expected, rel=1e-8)
+
+
 # Simplex
 
 
 def draw_simplex(features):
     return values_of(trace_guide(Simplex(hidden=5).guide(SIZES, features).double(), features))
+
+
+def test_density_of_a_simplex():
+    """All of it is the weights of the map, in units of the root of the inputs of each layer."""
+    features, prior = features_of(), Simplex(hidden=5, weight_scale=2.0)
+    values = draw_simplex(features)
+    expected = sum(
+        stats.norm(scale=2 / np.sqrt(n)).logpdf(values[f"direction_layer{layer}"]).sum()
+        for layer, n in enumerate([1 + E, 5, 5])
+    )
+    assert float(trace_model(prior, features, values).log_prob_sum()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_simplex_is_on_the_simplex():

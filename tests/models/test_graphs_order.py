@@ -1,6 +1,7 @@
 """Orders of the nodes: given, learned, and how a graph in any order is solved."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pyro
@@ -46,6 +47,18 @@ def test_edges_run_along_the_given_order():
     in_order = B[order][:, order]
     assert (in_order[torch.triu(torch.ones(4, 4, dtype=torch.bool), 1)] != 0).all()
     torch.testing.assert_close(torch.tril(in_order), torch.zeros(4, 4))
+
+
+def test_density_of_a_given_order():
+    """Of the edges along it; where they stand in the matrix makes no difference."""
+    order = [2, 0, 3, 1]
+    weights = np.random.default_rng(0).normal(0, 0.3, 6)
+    B = np.zeros((4, 4))
+    for (j, k), weight in zip(combinations(order, 2), weights, strict=True):
+        B[j, k] = weight
+    graph = Ordered(Laplace(0.2), tuple("ABCD"[k] for k in order))
+    found = draw(graph, B=torch.tensor(B, dtype=torch.float)).log_prob_sum()
+    assert float(found) == pytest.approx(stats.laplace(scale=0.2).logpdf(weights).sum(), rel=1e-5)
 
 
 def test_the_order_of_the_model_changes_nothing():

@@ -286,14 +286,21 @@ def test_dropout_has_a_beta_prior():
     np.testing.assert_allclose(found, stats.beta(0.8, 3.2).logpdf(0.3), rtol=1e-5)
 
 
-def test_offsets_of_a_covariate_share_their_spread():
-    given = {"dispersion_spread": torch.tensor([0.1, 1.0, 2.0])}
-    trace = poutine.trace(poutine.condition(NegativeBinomialByCovariate().model, data=given)).get_trace(
-        SIZES, torch.zeros(6)
+def test_density_of_dispersions_by_covariate():
+    """The dispersion, the spread of each covariate, and offsets of that spread."""
+    r, spread = np.array([0.5, 1, 2, 5, 9, 40]), np.array([0.1, 1.0, 2.0])
+    offset = np.random.default_rng(0).normal(0, 0.5, (6, 3))
+    values = {"inverse_dispersion": r, "dispersion_spread": spread, "dispersion_offset": offset}
+    member = NegativeBinomialByCovariate(inverse_dispersion=3.0, spread=0.2)
+    given = poutine.condition(
+        member.model, data={name: torch.tensor(v).float() for name, v in values.items()}
     )
-    offset = trace.nodes["dispersion_offset"]["fn"]
-    expected = stats.norm(scale=[0.1, 1.0, 2.0]).logpdf(0.5).sum()
-    np.testing.assert_allclose(offset.log_prob(torch.full((6, 3), 0.5)), np.full(6, expected), rtol=1e-5)
+    expected = (
+        stats.lognorm(s=1, scale=3.0).logpdf(r).sum() + stats.lognorm(s=1, scale=0.2).logpdf(spread).sum()
+    )
+    expected += stats.norm(scale=spread).logpdf(offset).sum()
+    found = poutine.trace(given).get_trace(SIZES, torch.zeros(6)).log_prob_sum()
+    assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
 def fitted_alone(member, x, mean, covariates):

@@ -1,5 +1,7 @@
 """Noise priors: densities against scipy and change of variables, moments, and a step of training."""
 
+import copy
+
 import numpy as np
 import pyro
 import pytest
@@ -79,6 +81,12 @@ def test_density_of_a_flow_is_a_change_of_variables():
         expected = stats.norm.logpdf(to_base(z).detach()).sum() + float(torch.linalg.slogdet(jacobian)[1])
         assert value == pytest.approx(expected, rel=1e-8)
     assert np.abs(found - stats.norm.logpdf(Z).sum(1)).max() > 0.1
+
+
+def test_a_flow_can_be_copied_after_use():
+    module, z = bent_flow(), torch.tensor(Z)
+    density = module(z).log_prob(z)
+    torch.testing.assert_close(copy.deepcopy(module)(z).log_prob(z), density)
 
 
 @pytest.mark.parametrize("prior", MEMBERS, ids=str)

@@ -14,6 +14,7 @@ from sccvae_pyro.inference import posterior, results
 from sccvae_pyro.inference.objectives import NegativeELBO
 from sccvae_pyro.models.responders import Evidence
 from sccvae_pyro.models.scm import share_of_cells
+from sccvae_pyro.models.slot import Basis, Described, Perturbations
 
 K = 3
 TRUST = np.array([0.9, 0.5, 0.1])
@@ -50,6 +51,38 @@ def test_expected_dose_is_a_posterior_mean():
 
         first, zeroth = (integrate.quad(moment, -5, 7, args=(power,))[0] for power in (1, 0))
         assert float(dose) == pytest.approx(max(first / zeroth, 0.05), rel=1e-6)
+
+
+def test_density_of_the_fractions():
+    """Each around that of the screen, and worth as many cells as declared."""
+    fractions, mean = np.array([0.1, 0.5, 0.8, 0.97]), 0.7
+    prior = priors.responders.Beta(responding=3.0, escaping=2.0, alike=5.0)
+    given = {"responders_mean": torch.tensor(mean), "responders": torch.tensor(fractions)}
+    basis = Basis(torch.ones(4, 1), torch.zeros(4))
+    seen = Perturbations.of(Described(torch.zeros(4, 0, dtype=torch.double), basis))
+    model = poutine.condition(prior.model, data={name: value.double() for name, value in given.items()})
+    found = poutine.trace(model).get_trace(None, seen).log_prob_sum()
+    expected = stats.beta(3, 2).logpdf(mean) + stats.beta(5 * mean, 5 * (1 - mean)).logpdf(fractions).sum()
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("prior", "shares", "expected"),
+    [
+        (priors.responders.Beta(), [1.0, 0.0], stats.bernoulli([0.3, 0.8]).logpmf([1, 0])),
+        (
+            priors.responders.Dose(spread=0.4),
+            [0.5, 1.2],
+            stats.lognorm(s=0.4, scale=np.exp(-0.08)).logpdf([0.5, 1.2]),
+        ),
+    ],
+    ids=["Beta", "Dose"],
+)
+def test_density_of_the_share(prior, shares, expected):
+    model = poutine.condition(prior.share, data={"share": torch.tensor(shares)})
+    trace = poutine.trace(model).get_trace(torch.tensor([0.3, 0.8]))
+    trace.compute_log_prob()
+    np.testing.assert_allclose(trace.nodes["share"]["log_prob"], expected, rtol=1e-5)
 
 
 def test_dose_has_mean_one():
