@@ -390,11 +390,21 @@ def density_of_scales(prior, scale, signal):
     return stats.lognorm(s=1, scale=prior.scale).logpdf(scale).sum() + stats.lognorm(s=1).logpdf(signal).sum()
 
 
+def density_of_widths(prior, values):
+    """Log density of the residual scales, and of all that the widths of the weights are made of."""
+    names = ("signal", "relevance") if prior == LINEAR else ("global_scale", "local_scale")
+    scale, node, entry = (values[f"direction_{name}"].numpy() for name in ("scale", *names))
+    if prior == LINEAR:
+        return density_of_scales(prior, scale, node) + stats.halfcauchy.logpdf(entry).sum()
+    of_nodes = stats.halfcauchy(scale=1 / (E - 1) / np.sqrt(P)).logpdf(node).sum()
+    of_scales = stats.lognorm(s=1, scale=prior.scale).logpdf(scale).sum()
+    return of_scales + of_nodes + stats.halfcauchy.logpdf(entry).sum()
+
+
 def test_density_of_a_linear_map(regression):
     """Of the whole prior, at a draw of the guide."""
-    names = ("direction_scale", "direction_signal", "direction_relevance", WEIGHTS, "direction")
-    scale, signal, relevance, weights, direction = (regression.values[name].numpy() for name in names)
-    expected = density_of_scales(regression.prior, scale, signal) + stats.halfcauchy.logpdf(relevance).sum()
+    weights, direction = (regression.values[name].numpy() for name in (WEIGHTS, "direction"))
+    expected = density_of_widths(regression.prior, regression.values)
     expected += stats.norm(scale=regression.weights_sd).logpdf(weights).sum()
     expected += stats.norm(regression.design @ weights.T, regression.residual_sd).logpdf(direction).sum()
     model = trace_model(regression.prior, regression.features, regression.values)
