@@ -14,7 +14,7 @@ from torch import Tensor
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.files import check_folder, write_text, write_whole
 
-FORMAT = 1
+FORMAT = 2
 DESCRIPTION, WEIGHTS, HISTORY = "model.json", "weights.pt", "history.csv"
 
 
