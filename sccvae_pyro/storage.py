@@ -14,7 +14,7 @@ from torch import Tensor
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.files import check_folder, write_text, write_whole
 
-FORMAT = 2
+FORMAT = 1
 DESCRIPTION, WEIGHTS, HISTORY = "model.json", "weights.pt", "history.csv"
 
 

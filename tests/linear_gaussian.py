@@ -24,7 +24,6 @@ from sccvae_pyro.models.direction import DirectionPrior
 from sccvae_pyro.models.factors import MeanField
 from sccvae_pyro.models.families import Factors, PosteriorFamily
 from sccvae_pyro.models.graph import GraphPrior
-from sccvae_pyro.models.networks import Reading
 from sccvae_pyro.models.noise import StandardNormal
 from sccvae_pyro.models.penetrance import Fixed
 from sccvae_pyro.models.program import Priors, Program
@@ -103,9 +102,9 @@ class LinearEncoder(nn.Module):
         self.to_state = nn.Parameter(to_state)
         self.raw_trust = nn.Parameter(trust.logit())
 
-    def forward(self, x_cg: Tensor, covariates_cv: Tensor) -> Reading:
+    def forward(self, x_cg: Tensor, covariates_cv: Tensor) -> tuple[Tensor, Tensor]:
         state_ck = x_cg @ self.to_state
-        return Reading(state_ck, self.raw_trust.sigmoid(), torch.ones_like(state_ck[..., 0]))
+        return state_ck, self.raw_trust.sigmoid()
 
 
 class LinearDecoder(nn.Module):

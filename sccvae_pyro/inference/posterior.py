@@ -22,7 +22,6 @@ from torch import Tensor
 
 from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.models import scm
-from sccvae_pyro.models.networks import Reading
 from sccvae_pyro.models.observation import Profile
 from sccvae_pyro.models.program import Causes, Program
 from sccvae_pyro.models.responders import Evidence
@@ -106,13 +105,12 @@ class Push(NamedTuple):
 class Controls(NamedTuple):
     """Control cells as the model starts from them, one row a cell.
 
-    ``state_ck``, ``trust_k`` and ``clarity_c``: what the encoder reads; ``library_c`` molecules;
+    ``state_ck`` and ``trust_k``: what the encoder reads; ``library_c`` molecules;
     ``covariates_cv`` coded covariates; ``mean_g`` their observed mean profile.
     """
 
     state_ck: Tensor
     trust_k: Tensor
-    clarity_c: Tensor
     library_c: Tensor
     covariates_cv: Tensor
     mean_g: np.ndarray
@@ -256,10 +254,10 @@ def perturbation_sites(program: Program) -> set[str]:
     }
 
 
-def noise_of_controls(controls: Controls, rows: Tensor, B: Tensor) -> TorchDistribution:
+def noise_of_controls(controls: Controls, rows: Tensor, B: Tensor) -> torch.distributions.MultivariateNormal:
     """Noise of control cells by abduction, ``cells x nodes``."""
-    reading = Reading(controls.state_ck[rows], controls.trust_k, controls.clarity_c[rows])
-    return Evidence(reading, B, torch.zeros_like(reading.state_ck)).noise(torch.zeros(()))
+    state_ck = controls.state_ck[rows]
+    return Evidence(state_ck, controls.trust_k, B, torch.zeros_like(state_ck)).noise(torch.zeros(()))
 
 
 @torch.no_grad()
@@ -444,14 +442,14 @@ def counterfactual(
     -------
     Expected ``log1p(CP10K)`` as the cells were and under the new shift, each ``draws x cells x genes``.
     """
-    reading = program.encode(batch)
+    state_ck, trust_k = program.encode(batch)
     responders = program.priors.responders
     is_control = (batch.targets_cm == program.sizes.perturbations).all(-1)
     factual: list[Tensor] = []
     counter: list[Tensor] = []
     with seeded(stream(*key, 1)):
         for s in range(len(draws)):
-            evidence = Evidence(reading, draws.B[s], own.action[s])
+            evidence = Evidence(state_ck, trust_k, draws.B[s], own.action[s])
             share_c = responders.propose(own.share[s], evidence)
             z_ck = evidence.noise(share_c).sample()
             new_c = torch.where(is_control, responders.share(new.share[s]), share_c)
@@ -481,13 +479,13 @@ def log_density(program: Program, draws: Draws, batch: Batch, push: Push, key: t
     -------
     Tensor, cells; nats.
     """
-    reading = program.encode(batch)
+    state_ck, trust_k = program.encode(batch)
     prior = program.noise(program.baseline)
     counted_c, responders = batch.library_c, program.priors.responders
     weights = []
     with seeded(stream(*key, 2)):
         for s in range(len(draws)):
-            evidence = Evidence(reading, draws.B[s], push.action[s])
+            evidence = Evidence(state_ck, trust_k, draws.B[s], push.action[s])
             mean_c = push.share[s]
             share_c, share_weight_c = weighed(
                 partial(responders.propose, mean_c, evidence), partial(responders.share, mean_c)

@@ -37,8 +37,8 @@ def remember_controls(program: Program, screen: Screen, seed: int) -> Controls:
 def controls_of(program: Program, screen: Screen, rows: np.ndarray) -> Controls:
     """Encode control cells."""
     batch = screen[rows]
-    mean_g = mean_profile(screen, rows)
-    return Controls(*program.encode(batch), batch.library_c, batch.covariates_cv, mean_g)
+    state_ck, trust_k = program.encode(batch)
+    return Controls(state_ck, trust_k, batch.library_c, batch.covariates_cv, mean_profile(screen, rows))
 
 
 def controls_from(tensors: Mapping[str, Tensor]) -> Controls:
@@ -46,7 +46,6 @@ def controls_from(tensors: Mapping[str, Tensor]) -> Controls:
     return Controls(
         tensors["state_ck"],
         tensors["trust_k"],
-        tensors["clarity_c"],
         tensors["library_c"],
         tensors["covariates_cv"],
         tensors["mean_g"].numpy(),
@@ -211,13 +210,13 @@ def latent(program: Program, draws: Draws, screen: Screen, kind: str, block: int
     """Posterior mean of the state (``"u"``) or noise (``"z"``) of cells, ``cells x nodes``."""
     out = np.empty((len(screen), program.sizes.nodes), dtype=np.float32)
     for rows, batch in screen.batches(np.arange(len(screen)), block):
-        reading = program.encode(batch)
-        total = torch.zeros_like(reading.state_ck)
+        state_ck, trust_k = program.encode(batch)
+        total = torch.zeros_like(state_ck)
         own = draws.push_of(batch)
         for s in range(len(draws)):
-            evidence = Evidence(reading, draws.B[s], own.action[s])
+            evidence = Evidence(state_ck, trust_k, draws.B[s], own.action[s])
             share_c = program.priors.responders.expected(own.share[s], evidence)
-            z_ck = evidence.mean_noise(share_c)
+            z_ck = evidence.noise(share_c).mean
             action_ca = share_c.unsqueeze(-1) * own.action[s]
             total += z_ck if kind == "z" else scm.respond(z_ck, action_ca, draws.B[s])
         out[rows] = (total / len(draws)).numpy()
@@ -229,10 +228,12 @@ def responders(program: Program, draws: Draws, screen: Screen, block: int = 2048
     """Expected share of its shift that each cell shows, over draws of the globals."""
     table = {name: np.empty(len(screen)) for name in ("mean", "sd", "q05", "q95")}
     for rows, batch in screen.batches(np.arange(len(screen)), block):
-        reading = program.encode(batch)
+        state_ck, trust_k = program.encode(batch)
         own = draws.push_of(batch)
         shares = [
-            program.priors.responders.expected(own.share[s], Evidence(reading, draws.B[s], own.action[s]))
+            program.priors.responders.expected(
+                own.share[s], Evidence(state_ck, trust_k, draws.B[s], own.action[s])
+            )
             for s in range(len(draws))
         ]
         for name, values in posterior.summarise(torch.stack(shares).numpy()).items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +16,6 @@ def mlp(n_in: int, hidden: Sequence[int], n_out: int) -> nn.Sequential:
         layers += [nn.Linear(n_in, width), nn.LayerNorm(width), nn.SiLU()]
         n_in = width
     return nn.Sequential(*layers, nn.Linear(n_in, n_out))
-
-
-class Reading(NamedTuple):
-    """What an encoder reads off cells.
-
-    ``state_ck``, cells x nodes; ``trust_k``: how well each node is read in a cell of clarity 1,
-    ``1 / (1 + variance of the error)``; ``clarity_c``: how clear the cell is, a factor on the information.
-    """
-
-    state_ck: Tensor
-    trust_k: Tensor
-    clarity_c: Tensor
-
-    @property
-    def information_k(self) -> Tensor:
-        """Precision with which each node is read in a cell of clarity 1."""
-        return self.trust_k / (1.0 - self.trust_k)
 
 
 class Encoder(nn.Module):
@@ -56,16 +38,14 @@ class Encoder(nn.Module):
         super().__init__()
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
-        self.body = mlp(len(center) + n_covariates, hidden, n_nodes + 1)
+        self.body = mlp(len(center) + n_covariates, hidden, n_nodes)
         self.raw_trust_k = nn.Parameter(torch.zeros(n_nodes))
 
-    def forward(self, log_expression_cg: Tensor, covariates_cv: Tensor) -> Reading:
-        """Read the state of cells, how well each node is read, and how clear each cell is."""
+    def forward(self, log_expression_cg: Tensor, covariates_cv: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the state of each cell, ``cells x nodes``, and the trust in it, between 0 and 1, nodes."""
         inputs = torch.cat([self.standardise(log_expression_cg), covariates_cv], dim=-1)
-        read = self.body(inputs)
         # In single precision a sigmoid reaches 1, a noise of no width; that far the gradient is gone too.
-        trust_k = self.raw_trust_k.clamp(max=8.0).sigmoid()
-        return Reading(read[..., :-1], trust_k, read[..., -1].clamp(-6.0, 6.0).exp())
+        return self.body(inputs), self.raw_trust_k.clamp(max=8.0).sigmoid()
 
     def standardise(self, log_expression_cg: Tensor) -> Tensor:
         """Put every gene on one scale, ``cells x genes``."""
@@ -97,11 +77,11 @@ class AnchoredEncoder(Encoder):
         self.register_buffer("anchors", torch.tensor(anchors))
         self.own_k = nn.Parameter(torch.full((len(anchors),), 0.5))
 
-    def forward(self, log_expression_cg: Tensor, covariates_cv: Tensor) -> Reading:
-        """Read the state of cells, how well each node is read, and how clear each cell is."""
-        reading = super().forward(log_expression_cg, covariates_cv)
+    def forward(self, log_expression_cg: Tensor, covariates_cv: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the state of each cell, ``cells x nodes``, and the trust in it, between 0 and 1, nodes."""
+        state_ck, trust_k = super().forward(log_expression_cg, covariates_cv)
         own_ck = self.standardise(log_expression_cg)[..., self.anchors]
-        return reading._replace(state_ck=reading.state_ck + self.own_k * own_ck)
+        return state_ck + self.own_k * own_ck, trust_k
 
 
 class Decoder(nn.Module):

@@ -39,7 +39,7 @@ from sccvae_pyro.models.families import Factors, OwnFactors, PosteriorFamily, va
 from sccvae_pyro.models.graph import GraphPrior
 from sccvae_pyro.models.interventions import Intervention, Shift
 from sccvae_pyro.models.library import LibraryPrior, Observed
-from sccvae_pyro.models.networks import Decoder, Encoder, Reading
+from sccvae_pyro.models.networks import Decoder, Encoder
 from sccvae_pyro.models.nodes import Free, Nodes
 from sccvae_pyro.models.noise import NoisePrior
 from sccvae_pyro.models.observation import Likelihood
@@ -204,17 +204,18 @@ class Program(PyroModule):
     def guide(self, batch: Batch) -> None:
         """Propose globals, then share and noise of each cell by abduction, and its library."""
         causes = self.causes_given(self.guide_globals(), self.seen)
-        evidence = Evidence(self.encode(batch), causes.B, causes.action_of(batch))
+        state_ck, trust_k = self.encode(batch)
+        evidence = Evidence(state_ck, trust_k, causes.B, causes.action_of(batch))
         with self.cells(batch):
             self.library.propose(batch.library_c)
             share_c = self.priors.responders.propose(causes.share_of(batch), evidence)
             pyro.sample("z", evidence.noise(share_c))
 
-    def encode(self, batch: Batch) -> Reading:
-        """Read the state of cells off their expression."""
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Read the state off the expression, ``cells x nodes``, and say how well each node is read."""
         log_x_cg = self.priors.likelihood.encoder_input(batch.x_cg, batch.library_c)
-        reading: Reading = self.encoder(log_x_cg, batch.covariates_cv)
-        return reading._replace(state_ck=reading.state_ck + self.origin_k)
+        state_ck, trust_k = self.encoder(log_x_cg, batch.covariates_cv)
+        return state_ck + self.origin_k, trust_k
 
     def decode(self, state_ck: Tensor, covariates_cv: Tensor) -> Tensor:
         """Give the change of each gene from its baseline, ``... x cells x genes``."""

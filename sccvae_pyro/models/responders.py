@@ -19,35 +19,44 @@ from torch.distributions import transforms
 
 from sccvae_pyro.models import scm
 from sccvae_pyro.models.factors import MeanField, Plated
-from sccvae_pyro.models.networks import Reading
 from sccvae_pyro.models.slot import Empty, Perturbations, Prior, Sizes, positive
 
 
 class Evidence(NamedTuple):
     """What the guide knows of cells when it proposes their shares and noise.
 
-    ``reading``: the state that the encoder reads off the expression, and how well; ``B``, nodes x nodes;
-    ``action_ca``: the action of a full response, ``... x cells x actions``.
+    ``state_ck``: the state that the encoder reads off the expression, ``... x cells x nodes``; ``trust_k``:
+    how well each node is read, ``1 / (1 + variance of the error)``; ``B``, nodes x nodes; ``action_ca``: the
+    action of a full response, ``... x cells x actions``.
 
     Read states are taken as normal around the true ones. With a normal prior of the noise its posterior
-    is then normal, too: what is read of a child tells of its parents' noise (conjugate potentials of a
-    recognition network, Johnson et al. 2016, NeurIPS).
+    is then normal, too, and exact: what is read of a child tells of its parents' noise (conjugate potentials
+    of a recognition network, Johnson et al. 2016, NeurIPS).
     """
 
-    reading: Reading
+    state_ck: Tensor
+    trust_k: Tensor
     B: Tensor
     action_ca: Tensor
 
-    def noise(self, share_c: Tensor) -> dist.TransformedDistribution:
+    def noise(self, share_c: Tensor) -> dist.MultivariateNormal:
         """Posterior of the noise, given the share of its action that each cell shows."""
-        loc_ck, belief = self._posterior(share_c)
-        unit = dist.MultivariateNormal(torch.zeros_like(belief.sd_kk[..., 0]), scale_tril=belief.sd_kk)
-        moved = transforms.AffineTransform(loc_ck, belief.spread_ck, event_dim=1)
-        return dist.TransformedDistribution(unit.expand(loc_ck.shape[:-1]), [moved])
+        pushed_ck, effect_kk = scm.answer(share_c.unsqueeze(-1) * self.action_ca, self.B)
+        with full_precision(self.B):  # a factorisation does not forgive products in half of it
+            weighed_kk = effect_kk * self._information
+            precision_kk = scm.identity(self.B) + weighed_kk @ effect_kk.mT
+            # With the precision as a product of an upper triangle and its transpose, the inverse of that
+            # transpose is the lower triangle of the covariance.
+            upper_kk = torch.linalg.cholesky(precision_kk.flip(-2, -1)).flip(-2, -1)
+            sd_kk = torch.linalg.solve_triangular(upper_kk.mT, scm.identity(self.B), upper=False)
+            tell_c1k = (self.state_ck - pushed_ck).unsqueeze(-2) @ weighed_kk.mT
+            loc_ck = (tell_c1k @ sd_kk @ sd_kk.mT).squeeze(-2)
+            return dist.MultivariateNormal(loc_ck, scale_tril=sd_kk)
 
-    def mean_noise(self, share_c: Tensor) -> Tensor:
-        """Mean of that posterior, ``... x cells x nodes``."""
-        return self._posterior(share_c)[0]
+    @property
+    def _information(self) -> Tensor:
+        """Precision with which each node is read, nodes."""
+        return self.trust_k / (1.0 - self.trust_k)
 
     def precision(self) -> Tensor:
         """Information on the share of each cell, ``... x cells``."""
@@ -56,56 +65,15 @@ class Evidence(NamedTuple):
 
     def moment(self) -> Tensor:
         """The reading along the action, ``... x cells``; over the precision, the share that fits best."""
-        return (self.reading.state_ck * self._told()[1]).sum(-1)
-
-    def _posterior(self, share_c: Tensor) -> tuple[Tensor, Belief]:
-        pushed_ck, effect_kk = scm.answer(share_c.unsqueeze(-1) * self.action_ca, self.B)
-        with full_precision(self.B):  # a factorisation does not forgive products in half of it
-            belief = Belief.of(effect_kk, self.reading)
-            told_ck = scm.times(self.reading.state_ck - pushed_ck, belief.weighed_kk.mT)
-            return self.reading.clarity_c.unsqueeze(-1) * belief.covariance_times(told_ck), belief
+        return (self.state_ck * self._told()[1]).sum(-1)
 
     def _told(self) -> tuple[Tensor, Tensor]:
         """How a full response moves the mean state, and that over the covariance of what is read."""
         moved_ck, _ = scm.answer(self.action_ca, self.B)
         _, effect_kk = scm.answer(torch.zeros_like(moved_ck), self.B)
         with full_precision(self.B):
-            belief = Belief.of(effect_kk, self.reading)
-            clarity_c1 = self.reading.clarity_c.unsqueeze(-1)
-            expected_ck = clarity_c1 * belief.covariance_times(scm.times(moved_ck, belief.weighed_kk.mT))
-            left_ck = moved_ck * self.reading.information_k - scm.times(expected_ck, belief.weighed_kk)
-            return moved_ck, clarity_c1 * left_ck
-
-
-class Belief(NamedTuple):
-    """Covariance of the noise of cells given what is read of them, ``D sd sd' D`` with ``D`` of each cell.
-
-    For a cell of clarity 1 it is the inverse of ``I + R L R'``, with ``R`` the effect of the noise on the
-    state and ``L`` the information of the readings. Of another, that would ask for a factorisation of its
-    own; here its standard deviations are scaled as they would be if nodes were independent. Exact where all
-    cells are equally clear, or where no edges tie the nodes.
-    """
-
-    weighed_kk: Tensor
-    sd_kk: Tensor
-    spread_ck: Tensor
-
-    @classmethod
-    def of(cls, effect_kk: Tensor, reading: Reading) -> Belief:
-        """Condition standard normal noise that has these effects on the state."""
-        weighed_kk = effect_kk * reading.information_k
-        told_kk = weighed_kk @ effect_kk.mT
-        # With the precision as a product of an upper triangle and its transpose, the inverse of that
-        # transpose is the lower triangle of the covariance.
-        upper_kk = torch.linalg.cholesky((scm.identity(told_kk) + told_kk).flip(-2, -1)).flip(-2, -1)
-        sd_kk = torch.linalg.solve_triangular(upper_kk.mT, scm.identity(told_kk), upper=False)
-        told_k = told_kk.diagonal(dim1=-2, dim2=-1)
-        spread_ck = ((1.0 + told_k) / (1.0 + reading.clarity_c.unsqueeze(-1) * told_k)).sqrt()
-        return cls(weighed_kk, sd_kk, spread_ck)
-
-    def covariance_times(self, rows_ck: Tensor) -> Tensor:
-        """Multiply rows, ``... x cells x nodes``, by the covariance of their cell."""
-        return self.spread_ck * scm.times(scm.times(self.spread_ck * rows_ck, self.sd_kk), self.sd_kk.mT)
+            covariance_kk = effect_kk.mT @ effect_kk + self._information.reciprocal().diag_embed()
+            return moved_ck, torch.linalg.solve(covariance_kk, moved_ck.unsqueeze(-1)).squeeze(-1)
 
 
 def full_precision(like: Tensor) -> torch.autocast:
@@ -294,7 +262,7 @@ class Dose(RespondersPrior):
 
     def _posterior(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
         """Mean and sd of the dose, its prior taken as normal with the moments of the log-normal."""
-        prior = 1.0 / torch.expm1(evidence.reading.state_ck.new_tensor(self.spread**2))
+        prior = 1.0 / torch.expm1(evidence.state_ck.new_tensor(self.spread**2))
         precision = prior + evidence.precision()
         mean_c = (prior + evidence.moment()) / precision
         # A normal reaches below zero, a dose does not: the floor is a twentieth of the mean of the prior.

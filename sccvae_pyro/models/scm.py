@@ -79,13 +79,6 @@ def respond(noise_ck: Tensor, action_ca: Tensor, B: Tensor) -> Tensor:
     return _solve(driven_c1k, drop_cells_dim(B).unsqueeze(-3) * keep_ck.unsqueeze(-2)).squeeze(-2)
 
 
-def times(rows_ck: Tensor, matrix: Tensor) -> Tensor:
-    """Multiply the row of each cell by a matrix, the same for all or its own, ``... x nodes x nodes``."""
-    if matrix.dim() == 2:
-        return rows_ck @ matrix
-    return (rows_ck.unsqueeze(-2) @ matrix).squeeze(-2)
-
-
 def answer(action_ca: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     """Take the answer of cells to an intervention apart: it is affine in the noise.
 

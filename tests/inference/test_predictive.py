@@ -16,6 +16,13 @@ from sccvae_pyro.inference import posterior, predictive
 from sccvae_pyro.models.slot import Member
 
 SMALL = {"n_nodes": 5, "hidden": (8,)}
+ANCHORED = {"nodes": "Anchored", "hidden": (8,)}
+ON_GENES = [
+    ("nodes", "Anchored"),
+    ("direction", "OwnNode"),
+    ("intervention", "Do"),
+    ("intervention", "Scale"),
+]
 COUNT_ROWS = [
     "edges",
     "effect_median",
@@ -31,6 +38,7 @@ BY_NAME = [
     if member.__module__.startswith("sccvae_pyro.")  # other tests define members of their own
     and member is not priors.graph.KnownGraph
     and getattr(member, "kind", "counts") == "counts"
+    and (slot, name) not in [*ON_GENES, ("nodes", "Free")]
 ]
 BELIEFS = [*BY_NAME, ("graph", priors.graph.KnownGraph([("node_0", "node_1")]))]
 
@@ -72,6 +80,12 @@ def test_values_have_a_standard_deviation_and_no_zeros(fitted_values):
 @pytest.mark.parametrize(("slot", "belief"), BELIEFS)
 def test_every_prior_can_be_asked(screen, slot, belief):
     table = ask(SCCVAE(screen, **SMALL, **{slot: belief}), n_samples=10)
+    assert np.isfinite(table[["q05", "median", "q95"]]).all(axis=None)
+
+
+@pytest.mark.parametrize(("slot", "belief"), ON_GENES)
+def test_every_prior_of_anchored_nodes_can_be_asked(screen, slot, belief):
+    table = ask(SCCVAE(screen, **{**ANCHORED, slot: belief}), n_samples=10)
     assert np.isfinite(table[["q05", "median", "q95"]]).all(axis=None)
 
 

@@ -12,7 +12,6 @@ from sccvae_pyro import SCCVAE, InputError, priors
 from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.inference import posterior, results
 from sccvae_pyro.inference.objectives import NegativeELBO
-from sccvae_pyro.models.networks import Reading
 from sccvae_pyro.models.responders import Evidence
 from sccvae_pyro.models.scm import share_of_cells
 from sccvae_pyro.models.slot import Basis, Described, Perturbations
@@ -25,8 +24,7 @@ READ = np.array([[0.8, -1.0, 0.3], [0.1, 0.2, -1.0]])
 
 def evidence_of(read):
     action = np.broadcast_to(SHIFT, read.shape).copy()
-    reading = Reading(torch.tensor(read), torch.tensor(TRUST), torch.ones(len(read)).double())
-    return Evidence(reading, torch.zeros(K, K).double(), torch.tensor(action))
+    return Evidence(*(torch.tensor(part) for part in (read, TRUST, np.zeros((K, K)), action)))
 
 
 def test_probability_of_a_response_is_bayes_rule():
