@@ -27,7 +27,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pyro
-import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -102,7 +101,7 @@ class Program(PyroModule):
     encoder, decoder
         The networks.
     expression
-        How strongly control cells express each seen target, see :class:`Targets`; ``None`` where not known.
+        How strongly control cells express each seen target, see :class:`Targets`; ``None`` takes all alike.
     """
 
     features: Tensor
@@ -129,7 +128,7 @@ class Program(PyroModule):
         self.register_buffer("functions_pb", self.basis(features).functions_pb)
         self.register_buffer("missed_p", self.basis(features).missed_p)
         self.register_buffer("own_p", own_nodes(sizes.perturbation_names, sizes))
-        unknown = features.new_full((sizes.perturbations,), torch.nan)
+        unknown = features.new_zeros(sizes.perturbations)
         self.register_buffer("expression_p", unknown if expression is None else expression)
         self.register_buffer("baseline", baseline)
         self.encoder, self.decoder = encoder, decoder
