@@ -31,6 +31,8 @@ bench: $(INSTALLED)  ## slow checks, and the results of the README (the real scr
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python benchmarks/simulation.py
 	PYTHONPATH=tests $(BIN)/python benchmarks/svi_against_nuts.py
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python benchmarks/graphs.py
 	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/papalexi.py
 	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/papalexi_guides.py
 	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/tables.py

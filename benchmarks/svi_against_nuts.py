@@ -24,10 +24,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     arguments = parser.parse_args()
 
-    table = pd.concat([compare(slot, member, arguments.seed) for slot, member in members()])
-    table.insert(0, "seed", arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_text(table.to_csv(index=False, float_format="%.3g"), arguments.out / "svi_against_nuts.csv")
+    tables: list[pd.DataFrame] = []
+    for slot, member in members():
+        tables.append(compare(slot, member, arguments.seed).assign(seed=arguments.seed))
+        # After every prior: what is done is kept, should a later one take too long.
+        table = pd.concat(tables).to_csv(index=False, float_format="%.3g")
+        write_text(table, arguments.out / "svi_against_nuts.csv")
 
 
 if __name__ == "__main__":

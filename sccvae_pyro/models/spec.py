@@ -15,7 +15,7 @@ from sccvae_pyro.models.direction import DirectionPrior
 from sccvae_pyro.models.families import PosteriorFamily
 from sccvae_pyro.models.graph import GraphPrior
 from sccvae_pyro.models.interventions import Intervention
-from sccvae_pyro.models.library import LibraryPrior
+from sccvae_pyro.models.library import LibraryPrior, Observed
 from sccvae_pyro.models.likelihoods import Likelihood
 from sccvae_pyro.models.nodes import Nodes
 from sccvae_pyro.models.noise import NoisePrior
@@ -114,7 +114,7 @@ class ModelSpec(BaseModel):
         Raises
         ------
         InputError
-            If the likelihood does not describe values of this kind.
+            If the likelihood or the library does not describe values of this kind.
         """
         table = self.likelihood if self.likelihood != {"name": "auto"} else {"name": AUTO_LIKELIHOOD[kind]}
         likelihood = Likelihood.from_dict(table)
@@ -122,6 +122,12 @@ class ModelSpec(BaseModel):
             raise InputError(
                 f"likelihood {table['name']} describes {likelihood.kind}, but this screen holds {kind}. "
                 f"Use likelihood='auto', or set up another layer."
+            )
+        library = LibraryPrior.from_dict(self.library)
+        if kind == "continuous" and not isinstance(library, Observed):
+            raise InputError(
+                f"library {type(library).__name__} is a belief about molecules, and this screen holds "
+                "continuous values. Leave library out, or set up the counts."
             )
         return Priors(
             GraphPrior.from_dict(self.graph),
@@ -132,7 +138,7 @@ class ModelSpec(BaseModel):
             likelihood,
             Nodes.from_dict(self.nodes),
             Intervention.from_dict(self.intervention),
-            LibraryPrior.from_dict(self.library),
+            library,
             PosteriorFamily.from_dict(self.posterior),
         )
 

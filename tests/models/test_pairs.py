@@ -45,6 +45,8 @@ REFUSED = [
         r"Scale acts on the own node .* 'G0000', .* Give nodes=Anchored",
     ),
     ({"nodes": "Free", "intervention": "Kinds"}, r"Kinds acts on the own node .* Give nodes=Anchored"),
+    ({"library": "Latent", "likelihood": "Normal"}, r"Latent is a belief about molecules"),
+    ({"library": "Latent", "likelihood": "StudentT"}, r"Latent is a belief about molecules"),
 ]
 """Names by slot that the package refuses together, and what its message says."""
 
