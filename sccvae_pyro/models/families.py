@@ -11,7 +11,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pyro.distributions as dist
 import torch
@@ -24,10 +23,7 @@ from torch.distributions import AffineTransform, biject_to
 
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.models.noise import CouplingFlow
-from sccvae_pyro.models.slot import Member, Perturbations, Sizes, positive, whole
-
-if TYPE_CHECKING:
-    from sccvae_pyro.models.program import Priors
+from sccvae_pyro.models.slot import Member, Perturbations, positive, whole
 
 MOST_OF_FLOW = 1000
 """Values of globals beyond which a flow is not trained in the time of a fit."""
@@ -69,13 +65,18 @@ class Factors(PosteriorFamily):
 class OwnFactors(nn.Module):
     """The guide factors that the priors bring along."""
 
-    def __init__(self, priors: Priors, sizes: Sizes, features: Tensor) -> None:
+    def __init__(
+        self,
+        graph: nn.Module,
+        penetrance: nn.Module,
+        responders: nn.Module,
+        direction: nn.Module,
+        genes: nn.Module,
+    ) -> None:
         super().__init__()
-        self.graph_factor = priors.graph.guide(sizes, features)
-        self.penetrance_factor = priors.penetrance.guide(sizes, features)
-        self.responders_factor = priors.responders.guide(sizes, features)
-        self.direction_factor = priors.direction.guide(sizes, features)
-        self.gene_factor = priors.likelihood.guide(sizes)
+        self.graph_factor, self.penetrance_factor = graph, penetrance
+        self.responders_factor, self.direction_factor = responders, direction
+        self.gene_factor = genes
 
     def forward(
         self, seen: Perturbations, strength_given: Callable[[dict[str, Tensor]], Tensor]

@@ -135,7 +135,13 @@ class Program(PyroModule):
         # Where the state of the control cells lies is shared by encoder and decoder: one number a node to
         # learn it, instead of a slow refit of both, keeps the mean of their noise at zero.
         self.origin_k = nn.Parameter(features.new_zeros(sizes.nodes))
-        self.proposal: nn.Module = OwnFactors(priors, sizes, features)
+        self.proposal: nn.Module = OwnFactors(
+            priors.graph.guide(sizes, features),
+            priors.penetrance.guide(sizes, features),
+            priors.responders.guide(sizes, features),
+            priors.direction.guide(sizes, features),
+            priors.likelihood.guide(sizes),
+        )
         self.noise = priors.noise.module(sizes)
         self.library = priors.library.module()
         self.proposal = priors.posterior.module(self.proposal, self.globals_, self.guide_globals)
