@@ -30,7 +30,7 @@ from sccvae_pyro.inference.spec import InferenceSpec, NUTSSpec
 from sccvae_pyro.models import build
 from sccvae_pyro.models.graph_edges import node_names
 from sccvae_pyro.models.responders import AllCells
-from sccvae_pyro.models.slot import Described, Member, Sizes
+from sccvae_pyro.models.slot import Described, Member, Sizes, Targets, own_nodes
 from sccvae_pyro.models.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -440,10 +440,11 @@ class SCCVAE:
             reason = "no features: the population's mean effect"
             table = pd.DataFrame({"gene": genes, "predictable": True, "reason": reason})
         if not self.priors.direction.reads_features:
-            has_node = table["gene"].isin(self.nodes)
-            table.loc[has_node & table["predictable"], "reason"] = "acts on its own node"
-            table.loc[~has_node, ["predictable", "reason"]] = [False, "no node of its own"]
-        elif self.features is None:
+            table.loc[table["predictable"], "reason"] = "acts on its own node"
+        for row, gene in table.loc[table["predictable"], "gene"].items():
+            if refusal := self._refusal(gene):
+                table.loc[row, ["predictable", "reason"]] = [False, refusal]
+        if self.features is None and self.priors.direction.reads_features:
             return table
         seen = table["gene"].isin(self.coding.perturbations)
         table.loc[seen, "predictable"] = True
@@ -743,23 +744,35 @@ class SCCVAE:
         known = self.coding.perturbations
         unknown = sorted({target for targets in parsed for target in targets}.difference(known))
         _check_spelling(unknown, [control, *known])
+        self.program.check(self._targets(unknown))
         if unknown and self.features is None and self.priors.direction.reads_features:
             _warn_of_population(unknown, known)
         table = self.predictable(unknown)
         if not table["predictable"].all():
             refused = table[~table["predictable"]]
             reason = f"{refused['gene'].iloc[0]} has {refused['reason'].iloc[0]}"
-            way_out = (
+            raise InputError(
+                f"Cannot predict {listing(refused['gene'])}: {reason}. "
                 "Give features for it (feature_key), or ask predictable() which genes have them."
-                if self.priors.direction.reads_features
-                else "Name it among the genes of nodes=Anchored(genes=[...])."
             )
-            raise InputError(f"Cannot predict {listing(refused['gene'])}: {reason}. {way_out}")
         labels = [canonical_label(targets, control) for targets in parsed]
         if len(set(labels)) < len(labels):
             twice = pd.Series(labels)[pd.Series(labels).duplicated()].unique()
             raise InputError(f"Perturbations {listing(twice)} are asked for twice. Name each once.")
         return labels
+
+    def _refusal(self, gene: str) -> str:
+        """Why a prior cannot speak of a perturbation of this gene; nothing where all can."""
+        try:
+            self.program.check(self._targets([gene]))
+        except InputError as error:
+            return str(error)
+        return ""
+
+    def _targets(self, names: Sequence[str]) -> Targets:
+        """What is measured of perturbed genes."""
+        expression = build.expression_of(names, self.coding, self.program.baseline)
+        return Targets(tuple(names), own_nodes(names, self.program.sizes), expression)
 
     def _status(self, label: str) -> str:
         if label == self.coding.schema.control:
@@ -776,9 +789,7 @@ class SCCVAE:
     def _describe(self, unseen: Sequence[str]) -> Described:
         """What the priors know of perturbations without cells."""
         rows = np.zeros((len(unseen), 0)) if self.features is None else self.features.rows(unseen)
-        expression = build.expression_of(unseen, self.coding, self.program.baseline)
-        features = torch.as_tensor(rows, dtype=expression.dtype)
-        return self.program.describe(features, tuple(unseen), expression)
+        return self.program.describe(torch.as_tensor(rows, dtype=torch.float32), self._targets(unseen))
 
 
 def _check_sizes(sizes: Sizes, coding: Coding) -> None:

@@ -48,8 +48,8 @@ class _OnOwnNode(Intervention):
 
     equations = (
         "u_c = (u_c B + z_c) * keep_c + share_c * shift_c",
-        "keep_c = max(0, 1 - share_c * strength) at own nodes that are cut, "
-        "exp(share_c * strength * direction) at those scaled, else 1",
+        "keep_c = max(0, 1 - share_c * guide strength * strength) at own nodes that are cut, "
+        "exp(share_c * guide strength * strength * direction) at those scaled, else 1",
     )
 
     @abstractmethod
@@ -89,7 +89,8 @@ class _OnOwnNode(Intervention):
 class Do(_OnOwnNode):
     """A perturbation cuts its own node from its parents and sets it, ``u_k = direction_k``.
 
-    At a penetrance below 1 the node keeps a part of its own: ``u_k = (1 - c) (u B + z)_k + c direction_k``.
+    With a strength or penetrance below 1 the node keeps a part of its own, ``u_k = (1 - c) (u B + z)_k + c
+    direction_k``: ``penetrance="Fixed"`` makes it Pearl's *do* in every cell.
     """
 
     def kind(self, perturbation: str) -> str:

@@ -77,8 +77,9 @@ class Free(Nodes):
 class Anchored(Nodes):
     """Nodes are measured genes: edges run between genes, and a perturbation can act on its own node.
 
-    Node k has a positive loading on the gene of the same name, and no other node shows in that gene: whatever
-    reaches it comes along the edges. Genes without a node are decoded from all nodes.
+    Node k has a positive loading on the gene of the same name, and no other node enters the gene's term: what
+    reaches it comes along the edges, or, of counts, because all genes share the molecules. Genes without a
+    node are decoded from all nodes.
 
     Parameters
     ----------

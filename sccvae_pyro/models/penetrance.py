@@ -257,7 +257,8 @@ class Guides(PenetrancePrior):
     """Guides of one perturbation differ in strength; perturbations vary as another prior says.
 
     ``log guide_strength_g ~ Normal(-spread^2 / 2, spread)``, relative to the strength of the perturbation and
-    of mean one: predictions are for a guide of average strength. Needs ``guide_key``.
+    of mean one: predictions are for a guide of average strength, which a ``Do`` cuts in full where weaker
+    guides leave a part. Needs ``guide_key``.
 
     Parameters
     ----------

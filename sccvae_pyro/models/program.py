@@ -15,11 +15,11 @@ With row vectors, ``c`` a cell, ``p`` a perturbation, ``k`` a latent node and ``
 A shift is the usual intervention; a node may also be cut from its parents and set, or scaled. All three are
 an *action*, and ``u_c`` the answer of the structural equations to it.
 
-The guide is amortised over cells and proposes by abduction: an encoder reads ``x_c`` and proposes
-the state ``u_c``, which is mapped back through the graph and the shifts that the guide has just
-drawn, ``z_c = u_c (I - B) - share_c shift_c``. Gradients flow through that map into ``B`` and the shifts: it
-is how perturbations are recovered. Directions are proposed given strengths, as cells determine only
-the product of the two.
+The guide is amortised over cells and proposes by abduction: an encoder reads the state ``u_c`` off ``x_c``,
+each node with a learned trust, and ``z_c`` is drawn from its normal posterior given that reading, ``B`` and
+the action that the guide has just drawn (:class:`Evidence`). Gradients flow through that into ``B`` and the
+shifts: it is how perturbations are recovered. Directions that features tell are proposed given strengths, as
+cells determine only the product of the two.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Program(PyroModule):
         """The perturbed genes of training."""
         return Targets(self.sizes.perturbation_names, self.own_p, self.expression_p)
 
-    def describe(self, features: Tensor, names: tuple[str, ...], expression: Tensor) -> Described:
+    def describe(self, features: Tensor, targets: Targets) -> Described:
         """Describe other perturbations, as the priors see them.
 
         Raises
@@ -164,7 +164,6 @@ class Program(PyroModule):
         InputError
             If a prior cannot speak of one of them.
         """
-        targets = Targets(names, own_nodes(names, self.sizes), expression)
         self.check(targets)
         return Described(features, self.basis(features), targets)
 

@@ -29,9 +29,10 @@ class Evidence(NamedTuple):
     how well each node is read, ``1 / (1 + variance of the error)``; ``B``, nodes x nodes; ``action_ca``: the
     action of a full response, ``... x cells x actions``.
 
-    Read states are taken as normal around the true ones. With a normal prior of the noise its posterior
-    is then normal, too, and exact: what is read of a child tells of its parents' noise (conjugate potentials
-    of a recognition network, Johnson et al. 2016, NeurIPS).
+    Read states are taken as normal around the true ones. With a standard normal prior of the noise its
+    posterior is then normal, too, and exact: what is read of a child tells of its parents' noise (conjugate
+    potentials of a recognition network, Johnson et al. 2016, NeurIPS). Other noise is proposed as if it were
+    standard normal.
     """
 
     state_ck: Tensor
@@ -66,6 +67,18 @@ class Evidence(NamedTuple):
     def moment(self) -> Tensor:
         """The reading along the action, ``... x cells``; over the precision, the share that fits best."""
         return (self.state_ck * self._told()[1]).sum(-1)
+
+    def log_ratio(self) -> Tensor:
+        """Log density of the reading if the cell responded over that if it escaped, ``... x cells``."""
+        densities = [self._reading(share).log_prob(self.state_ck) for share in (1.0, 0.0)]
+        return densities[0] - densities[1]
+
+    def _reading(self, share: float) -> dist.MultivariateNormal:
+        """Distribution of what is read of a cell that shows this share, its noise averaged out."""
+        moved_ck, effect_kk = scm.answer(share * self.action_ca, self.B)
+        with full_precision(self.B):
+            covariance_kk = effect_kk.mT @ effect_kk + self._information.reciprocal().diag_embed()
+            return dist.MultivariateNormal(moved_ck, scale_tril=torch.linalg.cholesky(covariance_kk))
 
     def _told(self) -> tuple[Tensor, Tensor]:
         """How a full response moves the mean state, and that over the covariance of what is read."""
@@ -193,8 +206,8 @@ class Beta(RespondersPrior):
         return self._logits(mean_c, evidence).sigmoid()
 
     def _logits(self, mean_c: Tensor, evidence: Evidence) -> Tensor:
-        """Prior log odds and log ratio of two normals, of means ``shift`` and 0 and precision ``trust``."""
-        return _inside(mean_c).logit() + evidence.moment() - 0.5 * evidence.precision()
+        """Prior log odds, and the log ratio of the two normals that a reading comes from."""
+        return _inside(mean_c).logit() + evidence.log_ratio()
 
 
 class _FractionsFactor(nn.Module):
@@ -219,8 +232,8 @@ def _inside(fraction: Tensor) -> Tensor:
 class Dose(RespondersPrior):
     """Cells respond by degrees: the share of a cell is a dose around one.
 
-    ``share_c ~ LogNormal(-spread^2 / 2, spread)``, mean one. The guide reads the dose off the part of the
-    cell's noise that lies along the shift.
+    ``share_c ~ LogNormal(-spread^2 / 2, spread)``, mean one. The guide reads the dose off how far the read
+    state lies along the response, taken as linear in the dose, under the covariance of what is read.
 
     Parameters
     ----------

@@ -188,7 +188,8 @@ def relative_of_cells(relative_g: Tensor, guides_c: Tensor) -> Tensor:
     relative_g
         ``... x guides``, strength relative to that of the perturbation.
     guides_c
-        ``cells``, codes of the guides; the code ``guides`` (one past the last) means none: one.
+        ``cells``, codes of the guides; the code ``guides`` (one past the last) means none, or one that
+        training did not see, which is taken as average.
 
     Returns
     -------

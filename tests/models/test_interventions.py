@@ -155,6 +155,26 @@ def test_noise_of_a_node_that_is_cut_is_its_prior():
     assert float(found.variance[0, 1]) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("member", [Do(), Scale()], ids=str)
+def test_probability_of_a_response_is_bayes_rule_under_interventions(member):
+    """A cut or a scale changes the covariance of what is read, and that tells, too."""
+    state, trust = np.array([[0.4, 1.0, -0.5]]), np.array([0.8, 0.6, 0.9])
+    act = action(member, [0.0, -1.5, 0.0], strength=0.9)
+    evidence = Evidence(torch.tensor(state), torch.tensor(trust), B, act)
+    found = float(Beta().expected(torch.tensor([0.3]).double(), evidence)[0])
+    keep, shift = np.ones(3), np.zeros(3)
+    if isinstance(member, Do):
+        keep[1], shift[1] = 0.1, -1.35
+    else:
+        keep[1] = math.exp(-1.35)
+    densities = []
+    for kept, pushed in ((keep, shift), (np.ones(3), np.zeros(3))):
+        effect = np.linalg.inv(np.eye(3) - B.numpy() * kept)
+        covariance = effect.T @ np.diag(kept**2) @ effect + np.diag(1 / trust - 1)
+        densities.append(stats.multivariate_normal(pushed @ effect, covariance).pdf(state))
+    assert found == pytest.approx(0.3 * densities[0] / (0.3 * densities[0] + 0.7 * densities[1]))
+
+
 def test_probability_of_a_response_counts_what_children_show():
     """Bayes' rule with the full covariance of what is read: a parent's shift shows in its children."""
     trust = np.array([0.8, 0.6, 0.9])
