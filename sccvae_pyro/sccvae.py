@@ -713,6 +713,7 @@ class SCCVAE:
         """Draw the globals; the last draws are kept, as one question after another asks for the same."""
         self._require_fit()
         check_seed(seed)
+        _check_numbers(least=1, n_samples=n)
         if self._drawn is None or self._drawn[0] != (n, seed):
             self._drawn = (n, seed), posterior.draw(self.program, n, seed)
         return self._drawn[1]
@@ -820,10 +821,15 @@ def _warn_of_population(unknown: Sequence[str], known: Sequence[str]) -> None:
 
 def _check_numbers(penetrance: float = 1.0, least: int = 2, **counts: int) -> None:
     """Refuse a penetrance that is not a finite number, and counts of draws or cells below the least."""
-    if not (isinstance(penetrance, Real) and math.isfinite(penetrance) and penetrance >= 0):
+    if not (
+        isinstance(penetrance, Real)
+        and not isinstance(penetrance, bool)
+        and math.isfinite(penetrance)
+        and penetrance >= 0
+    ):
         raise InputError(f"penetrance must be a finite number of at least 0, not {penetrance!r}")
     for name, value in counts.items():
-        if not (isinstance(value, Integral) and value >= least):
+        if not (isinstance(value, Integral) and not isinstance(value, bool) and value >= least):
             raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 

@@ -107,6 +107,8 @@ def _check_continuous(program: Program) -> None:
 
 
 def _check_size(n_cells: int, n_nodes: int) -> None:
+    if not n_cells:
+        raise InputError("NUTS was given no cells. Pass the cells that it is to learn from.")
     if n_cells * n_nodes > MOST_LATENTS:
         raise InputError(
             f"NUTS would draw the noise of {n_cells} cells on {n_nodes} nodes, {n_cells * n_nodes} values; "

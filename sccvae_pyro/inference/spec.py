@@ -110,7 +110,7 @@ class NUTSSpec(_Spec):
         Seed.
     """
 
-    n_samples: int = Field(500, ge=2)
+    n_samples: int = Field(500, ge=4)
     warmup: int = Field(500, ge=2)
     chains: int = Field(4, ge=1)
     seed: int = Field(0, ge=0)
@@ -121,4 +121,6 @@ def _settings(source: BaseModel | Mapping[str, Any] | str | Path | None) -> dict
         return {}
     if isinstance(source, BaseModel):
         return source.model_dump()
+    if not isinstance(source, str | Path | Mapping):
+        raise InputError(f"Give the path of a .toml file or a mapping as the inference spec, not {source!r}")
     return dict(source) if isinstance(source, Mapping) else read_toml(source)

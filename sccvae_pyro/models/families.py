@@ -155,6 +155,11 @@ class LowRank(PosteriorFamily):
 class _LowRankNormal(nn.Module):
     def __init__(self, loc: Tensor, sd: Tensor, rank: int) -> None:
         super().__init__()
+        if rank > len(loc):
+            raise InputError(
+                f"posterior LowRank: rank must be at most {len(loc)}, the number of values of the globals, "
+                f"not {rank}"
+            )
         self.loc, self.log_sd = nn.Parameter(loc), nn.Parameter(sd.log())
         self.factor_dr = nn.Parameter(
             0.1 / math.sqrt(rank) * torch.randn(len(loc), rank)

@@ -148,7 +148,8 @@ class Kinds(_OnOwnNode):
         known = {*sizes.perturbation_names, *sizes.node_names, *targets.names}
         if unknown := [name for name in self.kinds if name not in known]:
             raise InputError(
-                f"Kinds: the screen does not perturb {listing(unknown)}. "
-                f"{question(nearest(unknown[0], known, n=1))}"
+                f"Kinds: {listing(unknown)} is no single target of the screen. "
+                f"{question(nearest(unknown[0], known, n=1))}Name targets one by one, those of a "
+                "combination, too; all others are of the kind 'otherwise'."
             )
         super().check(targets, sizes)

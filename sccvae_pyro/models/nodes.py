@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -92,8 +92,9 @@ class Anchored(Nodes):
     genes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.genes, str):
-            raise InputError(f"Anchored: genes must be a list of names, not the text {self.genes!r}")
+        # The order of the genes counts: what has none is refused.
+        if isinstance(self.genes, str | Mapping | Set) or not isinstance(self.genes, Iterable):
+            raise InputError(f"Anchored: genes must be a list of names, not {self.genes!r}")
         object.__setattr__(self, "genes", tuple(str(gene) for gene in self.genes))
         if twice := sorted({gene for gene in self.genes if self.genes.count(gene) > 1}):
             raise InputError(f"Anchored: genes names {listing(twice)} more than once")

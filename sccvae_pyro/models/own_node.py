@@ -49,8 +49,9 @@ class OwnNode(DirectionPrior):
 
     def __post_init__(self) -> None:
         positive(self, size=self.size, off_target=self.off_target)
-        if not (isinstance(self.down, int | float) and 0 < self.down < 1):
-            raise InputError(f"OwnNode: down must be a probability between 0 and 1, not {self.down!r}")
+        positive(self, down=self.down)
+        if self.down >= 1:
+            raise InputError(f"OwnNode: down must be a probability below 1, not {self.down!r}")
 
     reads_features = False
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, NamedTuple, Self
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -223,7 +224,8 @@ def positive(member: Member, **values: float) -> None:
         Naming the member, the setting and the value.
     """
     for name, value in values.items():
-        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        number = _plain(member, name, value)
+        if not (_is_number(number) and math.isfinite(number) and number > 0):
             raise InputError(f"{type(member).__name__}: {name} must be a positive number, not {value!r}")
 
 
@@ -236,7 +238,7 @@ def whole(member: Member, **values: float) -> None:
         Naming the member, the setting and the value.
     """
     for name, value in values.items():
-        if not isinstance(value, int):
+        if not (isinstance(number := _plain(member, name, value), int) and _is_number(number)):
             raise InputError(f"{type(member).__name__}: {name} must be a whole number, not {value!r}")
 
 
@@ -249,8 +251,20 @@ def finite(member: Member, **values: float) -> None:
         Naming the member, the setting and the value.
     """
     for name, value in values.items():
-        if not (isinstance(value, int | float) and math.isfinite(value)):
+        if not (_is_number(number := _plain(member, name, value)) and math.isfinite(number)):
             raise InputError(f"{type(member).__name__}: {name} must be a finite number, not {value!r}")
+
+
+def _plain(member: Member, name: str, value: Any) -> Any:
+    """Keep a setting as a number of Python: a NumPy scalar could not be written down."""
+    if isinstance(value, np.generic):
+        value = value.item()
+        object.__setattr__(member, name, value)
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _look_up(slot: str, name: str) -> type[Member]:

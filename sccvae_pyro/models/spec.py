@@ -78,6 +78,10 @@ class ModelSpec(BaseModel):
     def _as_table(cls, value: Any) -> Any:
         if isinstance(value, Member):
             return value.to_dict()
+        if isinstance(value, type) and issubclass(value, Member):
+            raise ValueError(f"write {value.__name__}(), with brackets, or its name {value.__name__!r}")
+        if not isinstance(value, str | Mapping):
+            raise ValueError("give a member, its name, or a table with its name and settings")
         return {"name": value} if isinstance(value, str) else value
 
     @field_validator("hidden")
@@ -96,6 +100,8 @@ class ModelSpec(BaseModel):
         InputError
             If the file is missing or not TOML, or a slot, member or setting is unknown.
         """
+        if not isinstance(source, str | Path | Mapping | None):
+            raise InputError(f"Give the path of a .toml file or a mapping as the model spec, not {source!r}")
         settings = read_toml(source) if isinstance(source, str | Path) else dict(source or {})
         given = {key: value for key, value in overrides.items() if value is not None}
         settings = _in_full(settings) | _in_full(given)
