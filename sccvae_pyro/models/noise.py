@@ -20,8 +20,9 @@ from sccvae_pyro.models.slot import Member, Sizes, positive, whole
 class NoisePrior(Member, slot="noise"):
     """Base of the noise priors; the site is ``z``, sampled by the program inside the plate ``cells``.
 
-    The guide proposes the noise as if its prior had mean 0 and variance 1: give a member these moments.
-    What a member learns of the shape of the noise is a point estimate, as the networks are.
+    The guide proposes the noise as if its prior were standard normal: the nearer a member is to mean 0 and
+    variance 1, the better the proposal. What a member learns of the shape of the noise is a point
+    estimate, as the networks are.
     """
 
     @abstractmethod

@@ -77,16 +77,20 @@ class Evidence(NamedTuple):
         """Distribution of what is read of a cell that shows this share, its noise averaged out."""
         moved_ck, effect_kk = scm.answer(share * self.action_ca, self.B)
         with full_precision(self.B):
-            covariance_kk = effect_kk.mT @ effect_kk + self._information.reciprocal().diag_embed()
-            return dist.MultivariateNormal(moved_ck, scale_tril=torch.linalg.cholesky(covariance_kk))
+            lower_kk = torch.linalg.cholesky(self._covariance(effect_kk))
+            return dist.MultivariateNormal(moved_ck, scale_tril=lower_kk)
 
     def _told(self) -> tuple[Tensor, Tensor]:
         """How a full response moves the mean state, and that over the covariance of what is read."""
         moved_ck, _ = scm.answer(self.action_ca, self.B)
         _, effect_kk = scm.answer(torch.zeros_like(moved_ck), self.B)
         with full_precision(self.B):
-            covariance_kk = effect_kk.mT @ effect_kk + self._information.reciprocal().diag_embed()
-            return moved_ck, torch.linalg.solve(covariance_kk, moved_ck.unsqueeze(-1)).squeeze(-1)
+            told_ck1 = torch.linalg.solve(self._covariance(effect_kk), moved_ck.unsqueeze(-1))
+            return moved_ck, told_ck1.squeeze(-1)
+
+    def _covariance(self, effect_kk: Tensor) -> Tensor:
+        """Covariance of what is read, of noise with these effects, ``... x nodes x nodes``."""
+        return effect_kk.mT @ effect_kk + self._information.reciprocal().diag_embed()
 
 
 def full_precision(like: Tensor) -> torch.autocast:
