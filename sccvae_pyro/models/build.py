@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,11 +18,32 @@ from sccvae_pyro.data.features import FeatureTable, control_pca
 from sccvae_pyro.data.loading import Coding, Screen
 from sccvae_pyro.data.schema import feature_table
 from sccvae_pyro.data.wording import listing
+from sccvae_pyro.models.causal_order import suggested_order
 from sccvae_pyro.models.program import Priors, Program
-from sccvae_pyro.models.slot import Sizes
+from sccvae_pyro.models.slot import Sizes, own_nodes
 from sccvae_pyro.models.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
+
+LEAST_SCATTER, MOST_SCATTER = 0.01, 10.0
+"""Where scatter of control cells is cut off: moments of rare genes are noisy."""
+
+SCATTER_SHARE = 0.5
+"""Share of the control cells' scatter at which the likelihood's begins; the rest is for the state."""
+
+
+class GeneStatistics(NamedTuple):
+    """What is known of the genes of a screen before anything is fitted, each of length ``genes``.
+
+    ``center`` and ``scale``: mean and sd of log expression over all cells; ``control_mean``: proportion of
+    the molecules of control cells, or their mean value; ``scatter``: squared coefficient of variation of
+    control cells beyond that of counting at their library sizes, or the variance of their values.
+    """
+
+    center: np.ndarray
+    scale: np.ndarray
+    control_mean: np.ndarray
+    scatter: np.ndarray
 
 
 def features_of(adata: AnnData, coding: Coding) -> FeatureTable | None:
@@ -69,27 +91,37 @@ def program_of(
         anchors=placed.anchors,
         perturbation_names=coding.perturbations,
     )
+    if priors.graph.learns_order and sizes.anchors:
+        own_p = own_nodes(sizes.perturbation_names, sizes).numpy()
+        sizes = replace(sizes, causes_first=suggested_order(screen, sizes.anchors, own_p))
+    genes = gene_statistics(screen)
+    scatter = torch.as_tensor(SCATTER_SHARE * genes.scatter, dtype=torch.float32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        program = empty_program(spec, priors, sizes, torch.as_tensor(seen, dtype=torch.float32))
-    center, scale, control_mean = gene_statistics(screen)
-    program.encoder.center.copy_(torch.as_tensor(center))
-    program.encoder.scale.copy_(torch.as_tensor(scale))
-    program.baseline.copy_(torch.as_tensor(priors.likelihood.baseline(control_mean)))
+        program = empty_program(spec, priors, sizes, torch.as_tensor(seen, dtype=torch.float32), scatter)
+    program.encoder.center.copy_(torch.as_tensor(genes.center))
+    program.encoder.scale.copy_(torch.as_tensor(genes.scale))
+    program.baseline.copy_(torch.as_tensor(priors.likelihood.baseline(genes.control_mean)))
     program.expression_p.copy_(expression_of(coding.perturbations, coding, program.baseline))
     program.library.start(screen.library)
     program.check(program.targets)
     return program
 
 
-def empty_program(spec: ModelSpec, priors: Priors, sizes: Sizes, features: Tensor | None = None) -> Program:
+def empty_program(
+    spec: ModelSpec,
+    priors: Priors,
+    sizes: Sizes,
+    features: Tensor | None = None,
+    scatter: Tensor | None = None,
+) -> Program:
     """Build a program of the right shapes; what depends on the screen is left at placeholders."""
     features = torch.zeros(sizes.perturbations, sizes.features) if features is None else features
     shape = priors.likelihood.baseline(np.full(sizes.genes, 1.0 / (sizes.genes + 1))).shape
     center, scale = torch.zeros(sizes.genes), torch.ones(sizes.genes)
     encoder = priors.nodes.encoder(center, scale, sizes, spec.hidden)
     decoder = priors.nodes.decoder(sizes, spec.hidden)
-    return Program(priors, sizes, features, torch.zeros(shape), encoder, decoder)
+    return Program(priors, sizes, features, torch.zeros(shape), encoder, decoder, scatter=scatter)
 
 
 def expression_of(names: Sequence[str], coding: Coding, baseline_g: Tensor) -> Tensor:
@@ -116,26 +148,37 @@ def expression_of(names: Sequence[str], coding: Coding, baseline_g: Tensor) -> T
     return torch.as_tensor(standardised.to_numpy(), dtype=baseline_g.dtype)
 
 
-def gene_statistics(screen: Screen, block: int = 4096) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and sd of the log expression of each gene, and the mean of the control cells, streamed.
-
-    The last is the proportion of molecules for counts (with half a molecule added to each gene, so that no
-    gene is impossible), and the mean value otherwise.
-    """
-    total, square, control = (np.zeros(len(screen.coding.genes)) for _ in range(3))
-    counts = screen.coding.schema.kind == "counts"
-    is_control, n = screen.is_control, len(screen)
-    for rows, batch in screen.batches(np.arange(n), block):
-        x = batch.x_cg.double().numpy()
-        control += x[is_control[rows]].sum(0)
-        log_x = np.asarray(log1p_cp10k(x, screen.library[rows])) if counts else x
-        total += log_x.sum(0)
-        square += np.square(log_x).sum(0)
-    mean = total / n
-    sd = np.sqrt(np.maximum(square / n - mean**2, 0.0)) + 1e-2
+def gene_statistics(screen: Screen, block: int = 4096) -> GeneStatistics:
+    """Sum over the cells of a screen, in blocks; see :class:`GeneStatistics`."""
+    is_control, counts = screen.is_control, screen.coding.schema.kind == "counts"
+    log_sum, log_square = np.zeros((2, len(screen.coding.genes)))
+    control_sum, control_square, control_by_library = np.zeros((3, len(screen.coding.genes)))
+    for rows, batch in screen.batches(np.arange(len(screen)), block):
+        x_cg = batch.x_cg.double().numpy()
+        log_x_cg = np.asarray(log1p_cp10k(x_cg, screen.library[rows])) if counts else x_cg
+        log_sum += log_x_cg.sum(0)
+        log_square += np.square(log_x_cg).sum(0)
+        control_cg = x_cg[is_control[rows]]
+        control_sum += control_cg.sum(0)
+        control_square += np.square(control_cg).sum(0)
+        control_by_library += screen.library[rows][is_control[rows]].astype(float) @ control_cg
+    center = log_sum / len(screen)
+    scale = np.sqrt(np.maximum(log_square / len(screen) - center**2, 0.0)) + 1e-2
     if not counts:
-        return mean, sd, control / is_control.sum()
-    return mean, sd, (control + 0.5) / (screen.library[is_control].sum(dtype=np.float64) + 0.5 * len(control))
+        mean = control_sum / is_control.sum()
+        return GeneStatistics(center, scale, mean, _bounded(control_square / is_control.sum() - mean**2))
+    library_c = screen.library[is_control].astype(float)
+    # Half a molecule more for each gene, so that none is impossible.
+    proportion = (control_sum + 0.5) / (library_c.sum() + 0.5 * len(control_sum))
+    # Sums over cells of the squared distance of a count from its mean, and of squared means.
+    mean_square = proportion**2 * np.square(library_c).sum()
+    distance = control_square - 2 * proportion * control_by_library + mean_square
+    scatter = (distance - proportion * library_c.sum()) / mean_square
+    return GeneStatistics(center, scale, proportion, _bounded(scatter))
+
+
+def _bounded(scatter: np.ndarray) -> np.ndarray:
+    return np.clip(scatter, LEAST_SCATTER, MOST_SCATTER)
 
 
 def describe_features(features: FeatureTable) -> dict[str, Any]:

@@ -144,13 +144,14 @@ class NegativeBinomial(_CountLikelihood):
             r_g = pyro.sample("inverse_dispersion", log_normal(self.inverse_dispersion, baseline_g))
         return r_g.log().unsqueeze(-2)
 
-    def guide(self, sizes: Sizes) -> nn.Module:
+    def guide(self, sizes: Sizes, scatter_g: Tensor | None = None) -> nn.Module:
         """Log-normal over each gene's inverse dispersion."""
-        return GeneFactor(sizes.genes, self.dispersion_factor(sizes))
+        return GeneFactor(sizes.genes, self.dispersion_factor(sizes, scatter_g))
 
-    def dispersion_factor(self, sizes: Sizes) -> MeanField:
+    def dispersion_factor(self, sizes: Sizes, scatter_g: Tensor | None) -> MeanField:
         """Guide of ``inverse_dispersion``, to be sampled inside the plate ``genes``."""
-        return log_normal_factor("inverse_dispersion", sizes.genes, self.inverse_dispersion)
+        start = None if scatter_g is None else 1 / scatter_g
+        return log_normal_factor("inverse_dispersion", sizes.genes, self.inverse_dispersion, start=start)
 
     def mixture(self) -> Mixture:
         """Gamma."""
@@ -205,7 +206,7 @@ class NegativeBinomialByCovariate(NegativeBinomial):
             offset_gv = pyro.sample("dispersion_offset", offset)
         return torch.cat([r_g.log().unsqueeze(-2), offset_gv.mT], dim=-2)
 
-    def guide(self, sizes: Sizes) -> nn.Module:
+    def guide(self, sizes: Sizes, scatter_g: Tensor | None = None) -> nn.Module:
         """Log-normals over dispersions and spreads, normals over the offsets.
 
         Raises
@@ -220,7 +221,9 @@ class NegativeBinomialByCovariate(NegativeBinomial):
             )
         offsets = MeanField("dispersion_offset", [sizes.genes, sizes.covariates], 1)
         spreads = log_normal_factor("dispersion_spread", sizes.covariates, self.spread, event_dim=1)
-        return Several(spreads, GeneFactor(sizes.genes, Several(self.dispersion_factor(sizes), offsets)))
+        return Several(
+            spreads, GeneFactor(sizes.genes, Several(self.dispersion_factor(sizes, scatter_g), offsets))
+        )
 
     def log_parameter(self, covariates_cv: Tensor, gene_level: Tensor) -> Tensor:
         """``log r_ig``, ``... x cells x genes``."""
@@ -265,13 +268,13 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
             dropout_g = pyro.sample("dropout", dist.Beta(lost, kept))
         return torch.stack([r_g.log(), dropout_g], dim=-2)
 
-    def guide(self, sizes: Sizes) -> nn.Module:
+    def guide(self, sizes: Sizes, scatter_g: Tensor | None = None) -> nn.Module:
         """Log-normal over each gene's inverse dispersion, logit-normal over its dropout."""
         to_share = [transforms.SigmoidTransform()]
         # Low at first: zeros that need it pull a dropout up at once; unneeded, it goes down slowly.
         low = math.log(self.dropout / 4)
         dropout = MeanField("dropout", [sizes.genes], 0, loc=low, transforms=to_share)
-        return GeneFactor(sizes.genes, Several(self.dispersion_factor(sizes), dropout))
+        return GeneFactor(sizes.genes, Several(self.dispersion_factor(sizes, scatter_g), dropout))
 
     def counts(
         self, log_mean_cg: Tensor, covariates_cv: Tensor, gene_level: Tensor
@@ -301,7 +304,7 @@ class Poisson(_CountLikelihood):
         """Nothing to sample, ``0 x genes``."""
         return baseline_g.new_zeros(0, sizes.genes)
 
-    def guide(self, sizes: Sizes) -> nn.Module:
+    def guide(self, sizes: Sizes, scatter_g: Tensor | None = None) -> nn.Module:
         """Nothing to learn."""
         return Empty()
 
@@ -344,9 +347,11 @@ class PoissonLogNormal(_CountLikelihood):
         with gene_plate(sizes.genes):
             return pyro.sample("overdispersion_sd", log_normal(self.sd, baseline_g)).unsqueeze(-2)
 
-    def guide(self, sizes: Sizes) -> nn.Module:
+    def guide(self, sizes: Sizes, scatter_g: Tensor | None = None) -> nn.Module:
         """Log-normal over each gene's overdispersion."""
-        return GeneFactor(sizes.genes, log_normal_factor("overdispersion_sd", sizes.genes, self.sd))
+        start = None if scatter_g is None else scatter_g.log1p().sqrt()
+        factor = log_normal_factor("overdispersion_sd", sizes.genes, self.sd, start=start)
+        return GeneFactor(sizes.genes, factor)
 
     def mixture(self) -> Mixture:
         """Log-normal."""

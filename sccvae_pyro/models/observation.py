@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 from torch.distributions import transforms
 
@@ -39,8 +40,18 @@ class Likelihood(Member, slot="likelihood"):
         """Sample the gene-level variables, inside the plate ``genes``; ``... x variables x genes``."""
 
     @abstractmethod
-    def guide(self, sizes: Sizes) -> nn.Module:
-        """Build the guide factor of the gene-level variables."""
+    def guide(self, sizes: Sizes, scatter_g: Tensor | None = None) -> nn.Module:
+        """Build the guide factor of the gene-level variables.
+
+        Parameters
+        ----------
+        sizes
+            Sizes of the model.
+        scatter_g
+            How much of the variation between cells may be the likelihood's: for counts a squared coefficient
+            of variation beyond that of counting, for values a variance. A factor that begins there need not
+            take back what the state has explained in the meantime; without it, it begins at the prior.
+        """
 
     @abstractmethod
     def distribution(
@@ -109,6 +120,12 @@ def log_normal(median: float, like: Tensor) -> dist.TorchDistribution:
     return dist.LogNormal(zero + math.log(median), zero + 1.0)
 
 
-def log_normal_factor(site: str, n: int, median: float, event_dim: int = 0) -> MeanField:
-    """Independent log-normals for ``n`` positive variables, starting at the prior's median."""
-    return MeanField(site, [n], event_dim, loc=math.log(median), transforms=[transforms.ExpTransform()])
+def log_normal_factor(
+    site: str, n: int, median: float, event_dim: int = 0, start: Tensor | None = None
+) -> MeanField:
+    """Independent log-normals for ``n`` positive variables, from these values or the prior's median."""
+    factor = MeanField(site, [n], event_dim, loc=math.log(median), transforms=[transforms.ExpTransform()])
+    if start is not None:
+        with torch.no_grad():
+            factor.loc.copy_(start.log())
+    return factor

@@ -102,6 +102,8 @@ class Program(PyroModule):
         The networks.
     expression
         How strongly control cells express each seen target, see :class:`Targets`; ``None`` takes all alike.
+    scatter
+        Where the guide of the gene-level variables begins, see :meth:`Likelihood.guide`.
     """
 
     features: Tensor
@@ -120,6 +122,7 @@ class Program(PyroModule):
         encoder: Encoder,
         decoder: Decoder,
         expression: Tensor | None = None,
+        scatter: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.priors, self.sizes = priors, sizes
@@ -140,7 +143,7 @@ class Program(PyroModule):
             priors.penetrance.guide(sizes, features),
             priors.responders.guide(sizes, features),
             priors.direction.guide(sizes, features),
-            priors.likelihood.guide(sizes),
+            priors.likelihood.guide(sizes, scatter),
         )
         self.noise = priors.noise.module(sizes)
         self.library = priors.library.module()

@@ -38,10 +38,11 @@ class _ValueLikelihood(Likelihood):
         with gene_plate(sizes.genes):
             return pyro.sample(site, log_normal(median, baseline_g)).unsqueeze(-2)
 
-    def guide(self, sizes: Sizes) -> nn.Module:
+    def guide(self, sizes: Sizes, scatter_g: Tensor | None = None) -> nn.Module:
         """Log-normal over each gene's width."""
         site, median = self.width
-        return GeneFactor(sizes.genes, log_normal_factor(site, sizes.genes, median))
+        start = None if scatter_g is None else scatter_g.sqrt()
+        return GeneFactor(sizes.genes, log_normal_factor(site, sizes.genes, median, start=start))
 
     def encoder_input(self, x_cg: Tensor, library_c: Tensor) -> Tensor:
         """Values are on the log scale already."""

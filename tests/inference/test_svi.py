@@ -16,6 +16,7 @@ from sccvae_pyro import SCCVAE, InputError
 from sccvae_pyro.inference import svi
 from sccvae_pyro.inference.objectives import NegativeELBO
 from sccvae_pyro.inference.spec import InferenceSpec
+from sccvae_pyro.models.build import GeneStatistics
 
 QUICK = {"max_epochs": 3, "batch_size": 64, "progress": False}
 
@@ -283,7 +284,7 @@ def test_validation_cells_are_not_trained_on(screen, monkeypatch):
     # What is read off all cells before training is not what is tested here.
     monkeypatch.setattr(
         "sccvae_pyro.models.build.gene_statistics",
-        lambda screen: (np.zeros(24), np.ones(24), np.full(24, 0.04)),
+        lambda screen: GeneStatistics(np.zeros(24), np.ones(24), np.full(24, 0.04), np.ones(24)),
     )
     one.fit(**QUICK)
     two.fit(**QUICK)

@@ -279,6 +279,27 @@ def test_guide_proposes_what_the_model_samples(member):
     assert np.isfinite(densities).all()
 
 
+@pytest.mark.parametrize(
+    ("member", "site", "start"),
+    [
+        (NegativeBinomial(), "inverse_dispersion", lambda scatter: 1 / scatter),
+        (NegativeBinomialByCovariate(), "inverse_dispersion", lambda scatter: 1 / scatter),
+        (ZeroInflatedNegativeBinomial(), "inverse_dispersion", lambda scatter: 1 / scatter),
+        (PoissonLogNormal(), "overdispersion_sd", lambda scatter: np.sqrt(np.log1p(scatter))),
+        (Normal(), "residual_sd", np.sqrt),
+        (StudentT(), "residual_scale", np.sqrt),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Likelihood) else "",
+)
+def test_guide_begins_at_the_scatter_of_the_cells(member, site, start):
+    """The variance of a count is ``m + scatter m^2``, that of a value the scatter itself."""
+    scatter = torch.tensor([0.01, 0.1, 0.3, 1.0, 2.0, 10.0])
+    with torch.no_grad():
+        drawn = poutine.trace(member.guide(SIZES, scatter)).get_trace()
+    median = drawn.nodes[site]["fn"].icdf(torch.full((6,), 0.5))
+    np.testing.assert_allclose(median.detach(), start(scatter.numpy()), rtol=1e-4)
+
+
 def test_dropout_has_a_beta_prior():
     member = ZeroInflatedNegativeBinomial(dropout=0.2, concentration=4.0)
     trace = poutine.trace(member.model).get_trace(SIZES, torch.zeros(6))
