@@ -23,6 +23,9 @@ from sccvae_pyro.models.slot import Empty, Member, Perturbations, Prior, Sizes, 
 class GraphPrior(Prior, slot="graph"):
     """Base of the graph priors; the site is ``B``."""
 
+    learns_order = False
+    """Whether the order of the nodes is learned, and begins at one that the screen suggests."""
+
     def inclusion(self, B: Tensor, sizes: Sizes) -> Tensor | None:
         """Probability that each edge is in the graph, for priors that tell edges from none.
 

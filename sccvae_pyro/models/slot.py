@@ -40,6 +40,9 @@ class Sizes:
         Position of the gene of each node, where nodes are anchored to genes.
     perturbation_names
         Names of the seen perturbations in the order of their codes.
+    causes_first
+        Positions of the nodes in the causal order that the screen suggests; empty where none is asked for,
+        or where nodes are not genes.
     """
 
     cells: int
@@ -52,9 +55,10 @@ class Sizes:
     node_names: tuple[str, ...] = ()
     anchors: tuple[int, ...] = ()
     perturbation_names: tuple[str, ...] = ()
+    causes_first: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("node_names", "anchors", "perturbation_names"):
+        for name in ("node_names", "anchors", "perturbation_names", "causes_first"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # read from JSON, they are lists
 
 
