@@ -232,22 +232,28 @@ class LowRank(_EdgePrior):
         return pyro.deterministic(edges.site, low_rank_kk + sparse_kk, event_dim=2)
 
     def factor(self, edges: Edges, sizes: Sizes) -> nn.Module:
-        """Independent normals over loadings and single edges."""
+        """Independent normals over the loadings, and over the single edges given what these explain."""
         return _LowRankFactor(self, edges)
 
 
 class _LowRankFactor(nn.Module):
+    """Cells tell the sum of both parts of an edge: a single edge gives way to what the loadings explain."""
+
     def __init__(self, prior: LowRank, edges: Edges) -> None:
         super().__init__()
         shape = [edges.n_nodes, prior.rank]
+        self.to_matrix = edges.to_matrix
         self.source = MeanField("edge_source", shape, event_dim=2, scale=0.02)
         self.target = MeanField("edge_target", shape, event_dim=2, scale=0.02)
         for factor in (self.source, self.target):
             nn.init.normal_(factor.loc, std=prior.loading_sd)  # at zero neither has a gradient
-        self.sparse = MeanField(
-            "edge_sparse", [edges.number], event_dim=1, scale=0.02, transforms=[edges.to_matrix]
-        )
+        self.loc = nn.Parameter(torch.zeros(edges.number))
+        self.log_scale = nn.Parameter(torch.full((edges.number,), 0.02).log())
+        self.logit_yield = nn.Parameter(torch.zeros(edges.number))
 
     def forward(self, perturbations: Perturbations) -> None:
-        """Sample the loadings and the single edges."""
-        self.source(), self.target(), self.sparse()
+        """Sample the loadings, then the single edges."""
+        low_rank = self.to_matrix.inv(self.source() @ self.target().mT)
+        loc = self.loc - self.logit_yield.sigmoid() * low_rank
+        sparse = dist.Normal(loc, self.log_scale.exp()).to_event(1)
+        pyro.sample("edge_sparse", dist.TransformedDistribution(sparse, [self.to_matrix]))
