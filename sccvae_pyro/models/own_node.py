@@ -24,8 +24,8 @@ class OwnNode(DirectionPrior):
     For nodes that are anchored to genes, with ``k(p)`` the node of the perturbed gene::
 
         direction_size ~ LogNormal(log(size), 0.5)
-        direction_own_p ~ down Normal(-direction_size, direction_size / 4)
-                          + (1 - down) Normal(direction_size, direction_size / 4)
+        direction_own_p ~ down Normal(-direction_size, spread direction_size)
+                          + (1 - down) Normal(direction_size, spread direction_size)
         direction_off_target ~ LogNormal(log(off_target), 0.5)
         direction_pk    ~ Normal(direction_own_p where k = k(p), else 0; direction_off_target)
 
@@ -39,16 +39,19 @@ class OwnNode(DirectionPrior):
     down
         Probability that a perturbation lowers its own gene, between 0 and 1: near 1 for CRISPR interference
         and knock-out, near 0 for CRISPR activation, 0.5 where either may be.
+    spread
+        How much the own pushes differ, as a share of their size; wider where some perturbations hardly work.
     off_target
         Expected push of other nodes that the edges do not explain, in the same units.
     """
 
     size: float = 3.0
     down: float = 0.95
+    spread: float = 0.25
     off_target: float = 0.05
 
     def __post_init__(self) -> None:
-        positive(self, size=self.size, off_target=self.off_target)
+        positive(self, size=self.size, spread=self.spread, off_target=self.off_target)
         positive(self, down=self.down)
         if self.down >= 1:
             raise InputError(f"OwnNode: down must be a probability below 1, not {self.down!r}")
@@ -90,7 +93,9 @@ class OwnNode(DirectionPrior):
         sign = size.new_tensor([-1.0, 1.0])
         which = dist.Categorical(probs=size.new_tensor([self.down, 1.0 - self.down]))
         size = size.unsqueeze(-1)
-        return dist.MixtureSameFamily(which, dist.Normal(sign * size, 0.25 * size.expand_as(sign * size)))
+        return dist.MixtureSameFamily(
+            which, dist.Normal(sign * size, self.spread * size.expand_as(sign * size))
+        )
 
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
         """Normal for each own push; pushes of other nodes by their posterior given what is seen of them."""
