@@ -85,7 +85,7 @@ class _KnownNoise(likelihoods.Normal):
     def model(self, sizes, baseline_g):
         return baseline_g.new_full((1, sizes.genes), self.sd)
 
-    def guide(self, sizes):
+    def guide(self, sizes, scatter_g=None):
         return _Nothing()
 
 
