@@ -104,6 +104,11 @@ def _check_continuous(program: Program) -> None:
         raise InputError(
             "NUTS cannot move noise=Mixture. Build the model with another noise, or stay with fit()."
         )
+    if program.priors.graph.learns_order:
+        raise InputError(
+            "NUTS seldom gets from one order of the nodes to another, and graph=LearnedOrder has them all. "
+            "Give the order with Ordered(graph, order=[...]), or stay with fit()."
+        )
 
 
 def _check_size(n_cells: int, n_nodes: int) -> None:

@@ -117,9 +117,13 @@ def test_many_cells_are_refused(fitted, screen, monkeypatch):
         fitted.nuts(screen)
 
 
-def test_discrete_responders_are_refused(screen):
-    model = sv.SCCVAE(screen, n_nodes=2, hidden=(4,), responders="Beta")
-    with pytest.raises(InputError, match="responders=Beta"):
+@pytest.mark.parametrize(
+    "priors", [{"responders": "Beta"}, {"noise": "Mixture"}, {"graph": "LearnedOrder"}], ids=str
+)
+def test_what_gradients_do_not_lead_through_is_refused(screen, priors):
+    model = sv.SCCVAE(screen, n_nodes=2, hidden=(4,), **priors)
+    (named,) = (f"{slot}={member}" for slot, member in priors.items())
+    with pytest.raises(InputError, match=named):
         mcmc.sample_screen(model.program, model._screen, 2, 2, 1, 0)
 
 

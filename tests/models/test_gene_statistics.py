@@ -22,9 +22,7 @@ def cells(values: np.ndarray, **settings: object) -> AnnData:
 
 
 def statistics_of(adata: AnnData, **settings: object):
-    return gene_statistics(
-        SCCVAE(adata, direction="OwnNode", nodes="Anchored", **settings)._screen
-    )
+    return gene_statistics(SCCVAE(adata, direction="OwnNode", nodes="Anchored", **settings)._screen)
 
 
 def negative_binomial_cells(seed: int = 0) -> tuple[AnnData, np.ndarray, np.ndarray]:

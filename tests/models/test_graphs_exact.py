@@ -14,11 +14,11 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from scipy import stats
+from scipy import special, stats
 from sklearn.metrics import average_precision_score
 
 from sccvae_pyro.models import horseshoe
-from sccvae_pyro.models.graph import Horseshoe, LearnedOrder, Ordered, SpikeSlab
+from sccvae_pyro.models.graph import Horseshoe, Laplace, LearnedOrder, Ordered, SpikeSlab
 from sccvae_pyro.models.slot import Basis, Described, Perturbations, Sizes
 
 
@@ -151,3 +151,33 @@ def test_a_learned_order_finds_edges_that_a_wrong_one_misses():
     assert all(nx.is_directed_acyclic_graph(nx.DiGraph((draw != 0).numpy())) for draw in draws)
     assert precision["fixed"] < 0.8
     assert precision["learned"] > 0.95
+
+
+def exact_over_orders(graph, state, shift):
+    """Posterior mean of the edges of three nodes: each of the six orders by quadrature."""
+    gram, cross = state.T @ state, state.T @ (state - shift)
+    grid = np.linspace(-1.5, 1.5, 401)
+    log_prior = stats.laplace(scale=graph.graph.scale).logpdf(grid) + np.log(grid[1] - grid[0])
+    log_evidence, means = [], []
+    for order in itertools.permutations(range(3)):
+        # Given the order, every node is regressed on those before it; other edges integrate to one.
+        evidence, mean = 0.0, np.zeros((3, 3))
+        for position, k in enumerate(order):
+            parents = list(order[:position])
+            points = np.array(list(itertools.product(range(len(grid)), repeat=position)), dtype=int)
+            b = grid[points]
+            log_joint = b @ cross[parents, k] - 0.5 * ((b @ gram[np.ix_(parents, parents)]) * b).sum(1)
+            log_joint = log_joint + log_prior[points].sum(1)
+            evidence += special.logsumexp(log_joint)
+            mean[parents, k] = special.softmax(log_joint) @ b
+        log_evidence.append(evidence)
+        means.append(mean)
+    return np.tensordot(special.softmax(log_evidence), means, 1)
+
+
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_edges_of_a_learned_order_are_those_of_all_orders_added_up(seed):
+    graph, rng = LearnedOrder(Laplace(0.2)), np.random.default_rng(seed)
+    state, shift = cells_of(np.diag([0.5, -0.4], 1), 150, push=1.0, rng=rng)
+    draws, _ = fit(graph, state, shift, n_steps=1500, n_draws=1000)
+    np.testing.assert_allclose(draws.mean(0), exact_over_orders(graph, state, shift), atol=0.1)
