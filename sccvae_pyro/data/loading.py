@@ -17,7 +17,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from sccvae_pyro.data.counts import log1p_cp10k
 from sccvae_pyro.data.matrix import BLOCK_VALUES, Columns, expression_matrix
@@ -314,50 +314,6 @@ class Screen(Dataset[Batch]):
 
     def _check_unchanged(self, values: np.ndarray, rows: np.ndarray) -> None:
         check_unchanged(values, self.coding.schema.kind, self.labels.index[rows], pd.Index(self.coding.genes))
-
-
-class EpochShuffle(Sampler[int]):
-    """Rows in an order that depends on the seed and the epoch alone, so that training can resume anywhere."""
-
-    def __init__(self, rows: np.ndarray, seed: int) -> None:
-        self.rows, self.seed, self.epoch = rows, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[int]:
-        yield from np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
-
-
-def train_loader(screen: Screen, rows: np.ndarray, batch_size: int, seed: int) -> DataLoader[Batch]:
-    """Shuffled minibatches of the rows; the last, smaller batch of an epoch is left to the next shuffle."""
-    sampler = EpochShuffle(rows, seed)
-    batches = BatchSampler(sampler, min(batch_size, len(rows)), drop_last=True)
-    return DataLoader(_ByArray(screen), sampler=batches, batch_size=None)
-
-
-def eval_loader(screen: Screen, rows: np.ndarray, batch_size: int) -> DataLoader[Batch]:
-    """Minibatches of the rows in order."""
-    return DataLoader(
-        _ByArray(screen), sampler=BatchSampler(rows, batch_size, drop_last=False), batch_size=None
-    )
-
-
-class _ByArray(Dataset[Batch]):
-    """A screen indexed by a list of rows, as samplers give them."""
-
-    def __init__(self, screen: Screen) -> None:
-        self.screen = screen
-
-    def __len__(self) -> int:
-        return len(self.screen)
-
-    def __getitem__(self, rows: Sequence[int]) -> Batch:
-        return self.screen[np.asarray(rows)]
 
 
 class Profiles(NamedTuple):

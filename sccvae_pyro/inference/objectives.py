@@ -45,7 +45,21 @@ class Particles(Messenger):
             msg["fn"] = msg["fn"].expand((self.number, *msg["fn"].batch_shape[-1:]))
 
 
-class NegativeELBO(nn.Module):
+class Loss(nn.Module):
+    """Base of the losses."""
+
+    program: Program
+
+    def forward(self, batch: Batch, kl_weight: float = 1.0) -> Tensor:
+        """Estimate the loss, with the KL of the cells' noise at this weight; a scalar."""
+        raise NotImplementedError
+
+    def validate(self, batch: Batch) -> Tensor:
+        """Estimate what the best state is chosen by, the smaller the better; a scalar."""
+        raise NotImplementedError
+
+
+class NegativeELBO(Loss):
     """Negative ELBO per cell, with every global site counted once per screen and every cell once.
 
     Parameters
@@ -78,12 +92,13 @@ class NegativeELBO(nn.Module):
             loss = self.elbo.differentiable_loss(self.program.model, self.program.guide, batch)
         return loss / self.program.sizes.cells
 
-    def cell_bounds(self, batch: Batch) -> Tensor:
-        """Share of each cell in the ELBO, for validation; see :func:`log_weights`."""
-        return log_weights(self.program, batch)
+    def validate(self, batch: Batch) -> Tensor:
+        """Negative ELBO of the cells without the globals' own terms; nats per cell."""
+        with pyro.settings.context(module_local_params=True):
+            return -log_weights(self.program, batch).mean()
 
 
-class NegativeIWELBO(nn.Module):
+class NegativeIWELBO(Loss):
     """Negative importance-weighted ELBO per cell (Burda et al. 2016, ICLR): tighter than the ELBO.
 
     Given the globals, cells are independent, and each has a weight of its own. With M particles of each cell
@@ -136,16 +151,10 @@ class NegativeIWELBO(nn.Module):
         # The mean over the batch stands for that over the screen: a batch counts for all cells.
         return -globals_ / self.program.sizes.cells - _cell_bounds(guide, model, kl_weight).mean()
 
-    def cell_bounds(self, batch: Batch) -> Tensor:
-        """Share of each cell in the bound, for validation; see :func:`log_weights`."""
-        return log_weights(self.program, batch, self.particles)
-
-
-OBJECTIVES: dict[str, type[NegativeELBO] | type[NegativeIWELBO]] = {
-    "elbo": NegativeELBO,
-    "iwae": NegativeIWELBO,
-}
-"""Losses by the name of their objective."""
+    def validate(self, batch: Batch) -> Tensor:
+        """Negative bound of the cells without the globals' own terms; nats per cell."""
+        with pyro.settings.context(module_local_params=True):
+            return -log_weights(self.program, batch, self.particles).mean()
 
 
 def log_weights(program: Program, batch: Batch, particles: int = 1) -> Tensor:

@@ -41,7 +41,8 @@ class InferenceSpec(_Spec):
     Parameters
     ----------
     objective
-        ``"elbo"``, or ``"iwae"``, the importance-weighted ELBO: tighter for the cells, and slower.
+        ``"elbo"``; ``"iwae"``, the importance-weighted ELBO: tighter for the cells, and slower; or
+        ``"published"``, the published training loss, for log-normalised values and for comparison.
     particles
         Draws of a step: of the program, averaged, for ``"elbo"``; of each cell, weighed, for ``"iwae"``.
     max_epochs
@@ -49,9 +50,9 @@ class InferenceSpec(_Spec):
     target_steps
         Gradient steps aimed at where ``max_epochs`` is ``None``.
     batch_size
-        Cells of a step.
+        Cells of a step; with ``"published"`` of one perturbation, each with a control cell.
     learning_rate
-        Peak of the one-cycle schedule, for the networks.
+        Peak of the one-cycle schedule, for the networks; with ``"published"`` the rate of all parameters.
     global_rate
         Factor on the learning rate for the variational parameters of the globals. A perturbation
         is in few cells of a batch, so that its gradients are noisy and its steps must be longer.
@@ -59,7 +60,7 @@ class InferenceSpec(_Spec):
         Weight of the KL of the cells' noise at the start, and the fraction of training after which it is 1.
         With ``"iwae"`` it tempers the weights of the cells.
     gradient_clip
-        Bound on the norm of the gradient.
+        Bound on the norm of the gradient; with ``"published"`` on that of each parameter.
     validation_fraction
         Share of the cells of every perturbation kept for validation, by the same bound.
     patience
@@ -72,7 +73,7 @@ class InferenceSpec(_Spec):
         Seed of initial weights, splits, order of cells and draws.
     """
 
-    objective: Literal["elbo", "iwae"] = "elbo"
+    objective: Literal["elbo", "iwae", "published"] = "elbo"
     particles: int = Field(1, ge=1, validate_default=True)
     max_epochs: int | None = Field(None, ge=1)
     target_steps: int = Field(3000, ge=1)

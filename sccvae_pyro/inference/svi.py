@@ -14,95 +14,19 @@ from typing import Any
 import lightning as L  # noqa: N812 - the name that Lightning gives itself
 import numpy as np
 import pandas as pd
-import pyro
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
-from torch import Tensor
 
-from sccvae_pyro.data.loading import Batch, EpochShuffle, Screen, eval_loader, train_loader
-from sccvae_pyro.inference.objectives import OBJECTIVES
+from sccvae_pyro.data.loading import Screen
+from sccvae_pyro.inference.module import VALIDATION, SVIModule
+from sccvae_pyro.inference.recipes import RECIPES
 from sccvae_pyro.inference.spec import InferenceSpec
 from sccvae_pyro.models.program import Program
 
 logger = logging.getLogger(__name__)
 
-VALIDATION = "validation_loss"
-
 MOST_EPOCHS = 60
 """Passes over a small screen that are enough; more only fit its noise."""
-
-
-class SVIModule(L.LightningModule):
-    """One program, its loss and its optimiser.
-
-    Parameters
-    ----------
-    program
-        Model and guide.
-    spec
-        How to fit.
-    n_steps
-        Gradient steps of the whole run, which set the schedules.
-    """
-
-    def __init__(self, program: Program, spec: InferenceSpec, n_steps: int) -> None:
-        super().__init__()
-        self.loss = OBJECTIVES[spec.objective](program, spec.particles)
-        self.spec, self.n_steps = spec, n_steps
-
-    @property
-    def program(self) -> Program:
-        """The program that is fitted."""
-        return self.loss.program
-
-    def kl_weight(self) -> float:
-        """Weight of the KL at this step: linear from ``kl_start`` to 1, then 1."""
-        warmup = self.spec.kl_warmup * self.n_steps
-        progress = min(1.0, self.global_step / warmup) if warmup else 1.0
-        return self.spec.kl_start + (1.0 - self.spec.kl_start) * progress
-
-    def on_train_epoch_start(self) -> None:
-        """Give the epoch its own order of cells."""
-        sampler = self.trainer.train_dataloader.sampler.sampler
-        assert isinstance(sampler, EpochShuffle)
-        sampler.set_epoch(self.current_epoch)
-
-    def training_step(self, batch: Batch) -> Tensor:
-        """Loss of one batch."""
-        # Seeded by its number, a step of a resumed run draws what the same step of an undisturbed one draws:
-        # Lightning's loaders take numbers from the global generator in another order when they resume.
-        torch.manual_seed(self.spec.seed + 1000 * (self.global_step + 1))
-        loss = self.loss(batch, self.kl_weight())
-        self.log(
-            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.library_c)
-        )
-        return loss
-
-    def validation_step(self, batch: Batch) -> None:
-        """Negative validation bound per cell, at the full weight of the KL."""
-        with pyro.settings.context(module_local_params=True):
-            loss = -self.loss.cell_bounds(batch).mean()
-        self.log(VALIDATION, loss, prog_bar=True, batch_size=len(batch.library_c))
-
-    def configure_optimizers(self) -> Any:
-        """Adam with longer steps for the globals, and a one-cycle schedule."""
-        groups = parameter_groups(self.program, self.spec)
-        optimizer = torch.optim.Adam(groups)
-        peaks = [group["lr"] for group in groups]
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=self.n_steps + 1)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def parameter_groups(program: Program, spec: InferenceSpec) -> list[dict[str, Any]]:
-    """Split the parameters into networks and variational parameters of the globals, each with its rate."""
-    networks = [*program.encoder.parameters(), *program.decoder.parameters()]
-    known = {id(parameter) for parameter in networks}
-    globals_ = [parameter for parameter in program.parameters() if id(parameter) not in known]
-    groups = [
-        {"params": networks, "lr": spec.learning_rate},
-        {"params": globals_, "lr": spec.learning_rate * spec.global_rate},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 class History(Callback):
@@ -172,9 +96,11 @@ def fit(
     """
     train, validation = split_rows(screen, spec)
     program.sizes = replace(program.sizes, cells=len(train))
-    loader = train_loader(screen, train, spec.batch_size, spec.seed)
+    recipe = RECIPES[spec.objective]
+    loss = recipe.loss(program, spec.particles)
+    loader = recipe.train_loader(screen, train, spec.batch_size, spec.seed)
     max_epochs = spec.max_epochs or int(np.clip(round(spec.target_steps / len(loader)), 2, MOST_EPOCHS))
-    module = SVIModule(program, spec, max_epochs * len(loader))
+    module = recipe.module(loss, spec, max_epochs * len(loader))
     with _folder(checkpoint_dir) as folder, _quiet():
         history = History()
         best = ModelCheckpoint(folder, "best", monitor=VALIDATION, enable_version_counter=False)
@@ -204,7 +130,7 @@ def fit(
             trainer.fit(
                 module,
                 loader,
-                eval_loader(screen, validation, 4 * spec.batch_size),
+                recipe.eval_loader(screen, validation, 4 * spec.batch_size),
                 ckpt_path=last if resume and last.is_file() else None,
                 weights_only=True,
             )

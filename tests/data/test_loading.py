@@ -8,8 +8,15 @@ import torch
 from scipy import sparse
 
 from sccvae_pyro import InputError, setup_anndata
+from sccvae_pyro.data.batches import (
+    MixedBatches,
+    PairedBatches,
+    eval_loader,
+    paired_train_loader,
+    train_loader,
+)
 from sccvae_pyro.data.counts import log1p_cp10k
-from sccvae_pyro.data.loading import Coding, EpochShuffle, eval_loader, profiles, train_loader
+from sccvae_pyro.data.loading import Coding, profiles
 
 LABELS = ["control", "B", "A", "B+A", "A", "control", "C", "A + B", "C", "B"]
 COUNTS = np.random.default_rng(0).poisson(2.0, (10, 4)).astype(np.float32) + np.eye(10, 4, dtype=np.float32)
@@ -190,16 +197,39 @@ def test_walking_in_batches():
 
 def test_every_epoch_is_another_permutation():
     rows = np.arange(100, 150)
-    sampler = EpochShuffle(rows, seed=3)
+    sampler = MixedBatches(rows, batch_size=10, seed=3)
     orders = []
     for epoch in (0, 1, 0):
         sampler.set_epoch(epoch)
-        orders.append(list(sampler))
+        orders.append(list(np.concatenate(list(sampler))))
     assert sorted(orders[0]) == sorted(orders[1]) == list(rows)
     assert orders[0] != orders[1]
     assert orders[0] == orders[2]
-    assert orders[0] != list(EpochShuffle(rows, seed=4))
-    assert len(sampler) == 50
+    assert orders[0] != list(np.concatenate(list(MixedBatches(rows, batch_size=10, seed=4))))
+    assert len(sampler) == 5
+
+
+def test_pairs_are_of_one_perturbation_and_as_many_control_cells():
+    control, perturbed = np.arange(5), [np.arange(10, 17), np.arange(20, 23)]
+    sampler = PairedBatches(control, perturbed, batch_size=3, seed=0)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == 4
+    for batch in batches:
+        first, second = np.split(batch, 2)
+        assert set(first) <= set(control)
+        assert len(set(second // 10)) == 1
+    seconds = np.concatenate([np.split(batch, 2)[1] for batch in batches])
+    assert sorted(seconds) == sorted(np.concatenate(perturbed))
+    sampler.set_epoch(1)
+    assert any(list(a) != list(b) for a, b in zip(batches, sampler, strict=True))
+
+
+@pytest.mark.parametrize(("kept", "missing"), [("control", "perturbed"), ("A", "control")])
+def test_pairs_need_both_kinds_of_cells(kept, missing):
+    screen = screen_of(cells())
+    rows = np.flatnonzero(screen.is_control == (kept == "control"))
+    with pytest.raises(InputError, match=f"no {missing} cells"):
+        paired_train_loader(screen, rows, batch_size=2, seed=0)
 
 
 def test_train_batches_are_whole_and_do_not_overlap():

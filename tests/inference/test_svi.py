@@ -14,6 +14,7 @@ import torch
 
 from sccvae_pyro import SCCVAE, InputError
 from sccvae_pyro.inference import svi
+from sccvae_pyro.inference.module import parameter_groups
 from sccvae_pyro.inference.objectives import NegativeELBO
 from sccvae_pyro.inference.spec import InferenceSpec
 from sccvae_pyro.models.build import GeneStatistics
@@ -221,7 +222,7 @@ def test_stopping_waits_for_the_full_weight_of_the_kl(screen, monkeypatch, tmp_p
 
 def test_weight_of_the_kl_rises_to_one(screen):
     spec = InferenceSpec(kl_start=0.2, kl_warmup=0.5)
-    module = svi.SVIModule(small_model(screen).program, spec, n_steps=100)
+    module = svi.SVIModule(NegativeELBO(small_model(screen).program), spec, n_steps=100)
     weights = []
     for step in (0, 25, 50, 99):
         module.trainer = _At(step)
@@ -245,7 +246,7 @@ class _At(L.Trainer):
 
 def test_every_parameter_is_trained_at_its_rate(screen):
     program = small_model(screen).program
-    networks, globals_ = svi.parameter_groups(program, InferenceSpec(learning_rate=0.01, global_rate=3.0))
+    networks, globals_ = parameter_groups(program, InferenceSpec(learning_rate=0.01, global_rate=3.0))
     assert (networks["lr"], globals_["lr"]) == pytest.approx((0.01, 0.03))
     ids = [id(parameter) for group in (networks, globals_) for parameter in group["params"]]
     assert sorted(ids) == sorted(id(parameter) for parameter in program.parameters())
