@@ -49,16 +49,23 @@ class GeneStatistics(NamedTuple):
 def features_of(adata: AnnData, coding: Coding) -> FeatureTable | None:
     """Features of the perturbed genes: the user's table, or the control-cell PCA of the targets.
 
-    Without a table, and where a target is not measured, there are no features: every unseen
-    perturbation is then predicted from the population of the seen ones.
+    Without a table, and where a target is not measured, there are no features, and none are read of fewer
+    than three perturbations: unseen ones are then predicted from the population of the seen.
     """
+    if len(coding.perturbations) < 3:
+        logger.warning(
+            "%d perturbations are too few to learn from features; none are read. "
+            "Unseen perturbations are predicted from the population of seen effects.",
+            len(coding.perturbations),
+        )
+        return None
     key = coding.schema.feature_key
     if key is not None:
         table = feature_table(adata, key)
         table.columns.name = table.columns.name or key
         return FeatureTable.fit([table], genes=coding.perturbations)
     unmeasured = [target for target in coding.perturbations if target not in set(coding.genes)]
-    if unmeasured or len(coding.perturbations) < 3:
+    if unmeasured:
         logger.warning(
             "No perturbation features: none given (feature_key), and targets such as %s are not measured. "
             "Unseen perturbations are predicted from the population of seen effects.",

@@ -80,8 +80,8 @@ class _OnOwnNode(Intervention):
         homeless = [name for name in own if self.kind(name) != "shift" and own[name] == sizes.nodes]
         if homeless:
             raise InputError(
-                f"intervention {type(self).__name__} acts on the own node of a perturbation, and "
-                f"{listing(homeless)} have none. Give nodes=Anchored(genes=[...]) that names them."
+                f"intervention {type(self).__name__} acts on the own node of a perturbation, and there is "
+                f"none for {listing(homeless)}. Give nodes=Anchored(genes=[...]) with these among the genes."
             )
 
 

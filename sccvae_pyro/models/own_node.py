@@ -71,7 +71,7 @@ class OwnNode(DirectionPrior):
         ]
         if homeless:
             raise InputError(
-                f"direction OwnNode: {listing(homeless)} have no node of their own. Give "
+                f"direction OwnNode: there is no node for {listing(homeless)}. Give "
                 "nodes=Anchored(genes=[...]) that names every perturbed gene, or another direction."
             )
 

@@ -153,13 +153,15 @@ class OnFeatures(PenetrancePrior):
     """Features of the gene say how strong its perturbation is.
 
     ``log strength_p ~ Normal(features_p . strength_weights, scale)``, weights ``Normal(0, weight)``.
-    An unseen perturbation has the strength that its features tell. Features are standardised, so that the
-    mean log strength of the seen perturbations is zero.
+    An unseen perturbation has the strength that its features tell. Features are centred over the seen
+    perturbations, whose mean log strength is therefore zero, and the columns of a source together have a
+    mean squared norm of one.
 
     Parameters
     ----------
     weight
-        Width of the belief about what a feature does to the log strength.
+        Width of the belief about what a feature does to the log strength: what one source of features tells
+        of it has about this spread, however many columns the source has.
     scale
         Standard deviation of the log strength around that.
     """
@@ -205,8 +207,8 @@ class OnExpression(PenetrancePrior):
     """How strongly control cells express a gene says how strong its perturbation is.
 
     ``log strength_p ~ Normal(strength_slope expression_p, scale)``, slope ``Normal(0, weight)``, with the
-    mean log expression of the target in control cells, standardised over the seen perturbations: silencing
-    a silent gene does little.
+    target's log proportion of the molecules of control cells (its mean value where the screen holds no
+    counts), standardised over the seen perturbations: silencing a silent gene does little.
 
     Parameters
     ----------

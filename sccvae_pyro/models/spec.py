@@ -17,7 +17,7 @@ from sccvae_pyro.models.graph import GraphPrior
 from sccvae_pyro.models.interventions import Intervention
 from sccvae_pyro.models.library import LibraryPrior, Observed
 from sccvae_pyro.models.likelihoods import Likelihood
-from sccvae_pyro.models.nodes import Nodes
+from sccvae_pyro.models.nodes import Free, Nodes
 from sccvae_pyro.models.noise import NoisePrior
 from sccvae_pyro.models.penetrance import PenetrancePrior
 from sccvae_pyro.models.program import Priors
@@ -104,7 +104,10 @@ class ModelSpec(BaseModel):
             raise InputError(f"Give the path of a .toml file or a mapping as the model spec, not {source!r}")
         settings = read_toml(source) if isinstance(source, str | Path) else dict(source or {})
         given = {key: value for key, value in overrides.items() if value is not None}
-        settings = _in_full(settings) | _in_full(given)
+        settings = _in_full(settings)
+        if "n_nodes" in given and "nodes" in settings:
+            _check_free(settings["nodes"])
+        settings |= _in_full(given)
         try:
             spec = cls.model_validate(settings)
         except ValidationError as error:
@@ -146,6 +149,16 @@ class ModelSpec(BaseModel):
             Intervention.from_dict(self.intervention),
             library,
             PosteriorFamily.from_dict(self.posterior),
+        )
+
+
+def _check_free(nodes: Any) -> None:
+    """Refuse a number of free nodes for a spec whose nodes are something else."""
+    member = Nodes.from_dict(nodes)
+    if not isinstance(member, Free):
+        raise InputError(
+            f"Model spec: n_nodes is a number of free nodes, and the spec has nodes={type(member).__name__}. "
+            "Leave n_nodes out, or give nodes={'name': 'Free', 'n_nodes': ...} to replace them."
         )
 
 

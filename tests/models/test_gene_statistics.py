@@ -73,3 +73,12 @@ def test_a_model_begins_at_a_share_of_the_scatter():
     model = SCCVAE(adata, nodes="Anchored", direction="OwnNode")
     begun = model.program.proposal.gene_factor.factor.loc.detach().exp().numpy()
     np.testing.assert_allclose(1 / begun, SCATTER_SHARE * statistics_of(adata).scatter, rtol=1e-4)
+
+
+def test_two_perturbations_are_too_few_for_features(caplog):
+    adata, _, _ = negative_binomial_cells()
+    adata.uns["features"] = pd.DataFrame({"a": [0.0, 1.0], "b": [2.0, 0.5]}, index=["g0", "g1"])
+    sv.setup_anndata(adata, "perturbation", "control", library_key="library", feature_key="features")
+    model = SCCVAE(adata, n_nodes=2)
+    assert model.features is None
+    assert "2 perturbations are too few" in caplog.text

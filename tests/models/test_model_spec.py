@@ -114,3 +114,8 @@ def test_mapping_is_not_changed():
     settings = {"n_nodes": 3}
     ModelSpec.read(settings, n_nodes=5)
     assert settings == {"n_nodes": 3}
+
+
+def test_number_of_free_nodes_replaces_no_others():
+    refused("n_nodes", "nodes=Anchored", source={"nodes": "Anchored"}, n_nodes=5)
+    assert ModelSpec.read({"nodes": {"name": "Free", "n_nodes": 9}}, n_nodes=5).nodes["n_nodes"] == 5

@@ -174,7 +174,7 @@ def test_what_can_be_predicted_has_a_node(anchored):
     table = anchored.predictable(["G0001", "G0003", "G0020"]).set_index("gene")
     assert table["predictable"].tolist() == [True, True, False]
     assert table.loc["G0003", "reason"] == "acts on its own node"
-    with pytest.raises(InputError, match=r"'G0020' have no node of their own.*Anchored"):
+    with pytest.raises(InputError, match=r"no node for 'G0020'.*Anchored"):
         anchored.predict(["G0020"])
 
 
