@@ -152,6 +152,7 @@ def compare(
     guide = summaries(posterior.draw(program, 2000, seed))
     chains = mcmc.sample(program, batch, n_samples, warmup, chains=1, seed=seed)
     exact = summaries(chains.draws)
+    assert all(np.isfinite(draws).all() for draws in exact.values()), "a chain has left the numbers"
     rows = []
     for quantity in QUANTITIES:
         open_ = exact[quantity].std(0) > 1e-9
