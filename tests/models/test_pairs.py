@@ -37,7 +37,7 @@ SETTINGS = {
 REFUSED = [
     (
         {"nodes": "Free", "direction": "OwnNode"},
-        r"OwnNode: 'G0000', .* no node of their own. Give nodes=Anchored",
+        r"OwnNode: there is no node for 'G0000', .*. Give nodes=Anchored",
     ),
     ({"nodes": "Free", "intervention": "Do"}, r"Do acts on the own node .* 'G0000', .* Give nodes=Anchored"),
     (
