@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import pyro
@@ -45,18 +46,18 @@ class Particles(Messenger):
             msg["fn"] = msg["fn"].expand((self.number, *msg["fn"].batch_shape[-1:]))
 
 
-class Loss(nn.Module):
+class Loss(nn.Module, ABC):
     """Base of the losses."""
 
     program: Program
 
+    @abstractmethod
     def forward(self, batch: Batch, kl_weight: float = 1.0) -> Tensor:
         """Estimate the loss, with the KL of the cells' noise at this weight; a scalar."""
-        raise NotImplementedError
 
+    @abstractmethod
     def validate(self, batch: Batch) -> Tensor:
         """Estimate what the best state is chosen by, the smaller the better; a scalar."""
-        raise NotImplementedError
 
 
 class NegativeELBO(Loss):
