@@ -10,6 +10,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -197,7 +198,8 @@ class Random(_IndependentEdges):
         positive(self, scale=self.scale)
 
     def _possible(self, edges: Edges) -> Edges:
-        chance = torch.rand(edges.number, generator=torch.Generator().manual_seed(self.seed))
+        # Not drawn by torch: a compiled program (NUTS) would draw anew in every call.
+        chance = torch.as_tensor(np.random.default_rng(self.seed).random(edges.number))
         return edges.where(chance < self.density)
 
     def _edge(self) -> dist.TorchDistribution:

@@ -62,6 +62,7 @@ def test_draws_are_those_of_the_exact_posterior():
         {"graph": "LearnedOrder", "penetrance": "OnFeatures"},
         {"graph": "LowRank", "responders": "Dose", "noise": "StudentT"},
         {"graph": "NoGraph", "likelihood": "NegativeBinomialByCovariate"},
+        {"graph": "Random", "penetrance": "HalfNormal"},
     ],
     ids=lambda priors: "-".join(priors.values()),
 )
