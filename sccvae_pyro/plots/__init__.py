@@ -4,7 +4,7 @@ Every function draws on the axes that it is given, or on new ones, and returns a
 the data that they show. Nothing touches pyplot, so pictures can be made on servers and in threads.
 """
 
-from sccvae_pyro.plots.calibration import coverage, error_against_spread
+from sccvae_pyro.plots.calibration import coverage, error_against_spread, pit_histogram, risk_coverage
 from sccvae_pyro.plots.dose import penetrance_curves
 from sccvae_pyro.plots.effects import effect_heatmap
 from sccvae_pyro.plots.graph import strongest_edges
@@ -23,8 +23,10 @@ __all__ = [
     "error_against_spread",
     "penetrance_curves",
     "penetrance_forest",
+    "pit_histogram",
     "predicted_against_observed",
     "prior_predictive",
+    "risk_coverage",
     "score_forest",
     "strongest_edges",
     "top_genes",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from sccvae_pyro.errors import InputError
 from sccvae_pyro.evaluate.calibration import LEVELS, spearman
 from sccvae_pyro.evaluate.results import HELD_OUT, percent
 from sccvae_pyro.plots.style import (
@@ -25,6 +27,9 @@ from sccvae_pyro.plots.style import (
     finish,
     whiskers,
 )
+
+COLORS = (MODEL, BASELINE, GREEN, ORANGE, PINK)
+"""Colours of methods, the one that stands out first."""
 
 
 def coverage(
@@ -51,12 +56,11 @@ def coverage(
     data = pd.concat([_coverage_of(table, target, method) for method in methods], ignore_index=True)
     ax = axes(ax, 4.0, 3.7)
     ax.axline((50, 50), slope=1, color=FAINT, linewidth=1.4, zorder=0)
-    colors = [MODEL, BASELINE, GREEN, ORANGE, PINK]
     for place, method in enumerate(methods):
         points = data[data["method"] == method]
         style: dict[str, Any] = {
             "fmt": "osD^v"[place % 5] + "-",
-            "color": colors[place % len(colors)],
+            "color": COLORS[place % len(COLORS)],
             "markersize": 5,
         }
         error = whiskers(*points[["low", "actual", "high"]].to_numpy().T)
@@ -113,4 +117,90 @@ def error_against_spread(
         ax.text(0.03, 0.97, text, transform=ax.transAxes, fontsize=SMALL, va="top", color=INK)
     ax.margins(0.1)
     finish(ax, "stated: mean predicted sd", "actual: RMSE of the mean profile", "Error against stated spread")
+    return Plot(ax, data)
+
+
+def pit_histogram(
+    pit: pd.DataFrame,
+    target: str = HELD_OUT,
+    method: str = "SCCVAE",
+    of: str = "means",
+    ax: Axes | None = None,
+) -> Plot:
+    """Draw where observations fall in their predictive distributions; evenly, if those are calibrated.
+
+    High at both ends: intervals are too narrow. High in the middle: too wide. Sloping: predictions lie too
+    high or too low. Source: Dawid 1984, J R Stat Soc A 147:278.
+
+    Parameters
+    ----------
+    pit
+        The table of that name of :class:`sccvae_pyro.evaluate.Scores`.
+    target
+        ``"held-out"`` or ``"truth"``.
+    method
+        A method that states uncertainty.
+    of
+        ``"means"`` of perturbations or ``"cells"``.
+    ax
+        Axes to draw on; ``None`` makes new ones.
+
+    Raises
+    ------
+    InputError
+        If the table has no such histogram.
+    """
+    chosen = (pit["target"] == target) & (pit["method"] == method) & (pit["of"] == of)
+    data = pit.loc[chosen, ["low", "high", "share"]].sort_values("low", ignore_index=True)
+    if data.empty:
+        raise InputError(f"There is no histogram of {of} for {method!r} against {target!r}.")
+    ax = axes(ax, 4.0, 3.7)
+    width = data["high"] - data["low"]
+    ax.bar(data["low"], 100 * data["share"], 0.92 * width, align="edge", color=MODEL, alpha=0.75)
+    level = 100 / len(data)
+    ax.axhline(level, color=INK, linewidth=1.0, linestyle="--")
+    ax.annotate("if calibrated", (1.0, level), (0, 3), textcoords="offset points", ha="right", fontsize=SMALL)
+    ax.set(xlim=(0, 1), ylim=(0, None))
+    xlabel = "probability below the observation (PIT)"
+    finish(ax, xlabel, f"observations (%), {of}", "Where observations fall")
+    return Plot(ax, data)
+
+
+def risk_coverage(
+    curves: pd.DataFrame,
+    target: str = HELD_OUT,
+    methods: Sequence[str] = ("SCCVAE",),
+    ax: Axes | None = None,
+) -> Plot:
+    """Draw the error of the predictions that are kept when the least certain are given up.
+
+    A curve that rises to the right says that stated uncertainty tells good predictions from bad ones.
+    Source: El-Yaniv & Wiener 2010, JMLR 11:1605.
+
+    Parameters
+    ----------
+    curves
+        What :meth:`sccvae_pyro.evaluate.Scores.risk_coverage` returns.
+    target
+        ``"held-out"`` or ``"truth"``.
+    methods
+        Methods that state uncertainty; the first stands out.
+    ax
+        Axes to draw on; ``None`` makes new ones.
+
+    Raises
+    ------
+    InputError
+        If a method stated no uncertainty against this target.
+    """
+    data = curves[(curves["target"] == target) & curves["method"].isin(methods)].reset_index(drop=True)
+    ax = axes(ax, 4.0, 3.7)
+    for name, color in zip(methods, cycle(COLORS)):
+        curve = data[data["method"] == name]
+        if curve.empty:
+            raise InputError(f"{name!r} states no uncertainty against {target!r}.")
+        ax.plot(100 * curve["coverage"], curve["risk"], color=color, linewidth=1.6, label=name)
+    ax.set(xlim=(0, 100), ylim=(0, None))
+    ax.legend(frameon=False, fontsize=SMALL, loc="best")
+    finish(ax, "perturbations kept, the most certain first (%)", "RMSE of those kept", "Giving up the unsure")
     return Plot(ax, data)

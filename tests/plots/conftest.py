@@ -41,7 +41,9 @@ def scores(rng):
         [(p, "pearson_delta", 0.8 + 0.01 * rng.normal()) for p in PERTURBATIONS],
         columns=["perturbation", "metric", "value"],
     )
-    pit = pd.DataFrame(columns=["target", "method", "of", "low", "high", "share"])
+    low, share = np.linspace(0, 0.95, 20), rng.dirichlet(np.full(20, 50.0))
+    pit = pd.DataFrame({"low": low, "high": low + 0.05, "share": share})
+    pit = pit.assign(target="held-out", method="SCCVAE", of="means")
     return Scores(tidy, ceiling, pit, n_bootstrap=100)
 
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from sccvae_pyro import plots
+from sccvae_pyro import InputError, plots
 from sccvae_pyro.plots.style import apart
 
 
@@ -26,6 +26,8 @@ def pictures(scores, predictions, observed, history, penetrance, edges, curves, 
         "genes": plots.top_genes(pair, title="P3"),
         "coverage": plots.coverage(table, methods=["SCCVAE", "GP"]),
         "spread": plots.error_against_spread(scores.per_perturbation),
+        "pit": plots.pit_histogram(scores.pit),
+        "risk": plots.risk_coverage(scores.risk_coverage(), methods=["SCCVAE", "GP"]),
         "effects": plots.effect_heatmap(predictions),
         "penetrance": plots.penetrance_forest(penetrance),
         "dose": plots.penetrance_curves(curves, "P1"),
@@ -146,6 +148,23 @@ def test_coverage_shows_the_scores(scores):
 def test_error_against_spread_has_a_point_per_perturbation(scores):
     data = plots.error_against_spread(scores.per_perturbation).data
     assert data.shape == (12, 2)
+
+
+def test_pit_histogram_shows_all_observations_once(scores):
+    plot = plots.pit_histogram(scores.pit)
+    assert plot.data["share"].sum() == pytest.approx(1)
+    assert [bar.get_height() for bar in plot.ax.patches] == pytest.approx(100 * plot.data["share"])
+    with pytest.raises(InputError, match="no histogram of means for 'ridge'"):
+        plots.pit_histogram(scores.pit, method="ridge")
+
+
+def test_risk_coverage_ends_at_the_error_of_all(scores):
+    data = plots.risk_coverage(scores.risk_coverage()).data
+    assert data["coverage"].iloc[-1] == 1
+    error = scores.table().loc[("held-out", "rmse"), ("SCCVAE", "mean")]
+    assert data["risk"].iloc[-1] == pytest.approx(error)
+    with pytest.raises(InputError, match="'control' states no uncertainty"):
+        plots.risk_coverage(scores.risk_coverage(), methods=["control"])
 
 
 def test_heatmap_shows_the_strongest(predictions):
