@@ -362,7 +362,9 @@ def _trial(evidence: Evidence) -> dict[str, Any] | None:
             "Coverage of the intervals",
         ),
         "pit": _picture(plots.pit_histogram(scores.pit, target, MODEL), "Where observations fall"),
-        "risk": _picture(plots.risk_coverage(scores.risk_coverage(), target, [MODEL]), "Giving up the unsure"),
+        "risk": _picture(
+            plots.risk_coverage(scores.risk_coverage(), target, [MODEL]), "Giving up the unsure"
+        ),
         "spread": _picture(
             plots.error_against_spread(scores.per_perturbation, target), "Error against stated uncertainty"
         ),

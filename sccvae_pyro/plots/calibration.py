@@ -157,10 +157,9 @@ def pit_histogram(
     ax = axes(ax, 4.0, 3.7)
     width = data["high"] - data["low"]
     ax.bar(data["low"], 100 * data["share"], 0.92 * width, align="edge", color=MODEL, alpha=0.75)
-    level = 100 / len(data)
-    ax.axhline(level, color=INK, linewidth=1.0, linestyle="--")
-    ax.annotate("if calibrated", (1.0, level), (0, 3), textcoords="offset points", ha="right", fontsize=SMALL)
-    ax.set(xlim=(0, 1), ylim=(0, None))
+    ax.axhline(100 / len(data), color=INK, linewidth=1.0, linestyle="--", label="if calibrated")
+    ax.set(xlim=(0, 1), ylim=(0, 118 * data["share"].max()))  # room above the bars for the legend
+    ax.legend(frameon=False, fontsize=SMALL, loc="upper right")
     xlabel = "probability below the observation (PIT)"
     finish(ax, xlabel, f"observations (%), {of}", "Where observations fall")
     return Plot(ax, data)
