@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from anndata import AnnData
@@ -44,12 +45,12 @@ def read(data: Path) -> AnnData:
     return adata
 
 
-def run(data: Path, seed: int, clock: Clock) -> Assessment:
-    """Read, fit, predict and score."""
+def run(data: Path, seed: int, clock: Clock, targets: Sequence[str] = HELD_OUT) -> Assessment:
+    """Read, hold out the targets, fit, predict and score."""
     adata = read(data)
     with clock.timing("features and split"):
         sources = Sources(gmt=data / GENE_SETS, regulons=data / REGULONS)
-        train, held_out = prepare(adata, sources, ",".join(HELD_OUT), WITHOUT_FEATURES, seed)
+        train, held_out = prepare(adata, sources, ",".join(targets), WITHOUT_FEATURES, seed)
     with clock.timing("fit"):
         model = SCCVAE(train).fit(seed=seed, progress=False)
     with clock.timing("predict and evaluate"):

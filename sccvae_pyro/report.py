@@ -361,7 +361,10 @@ def _trial(evidence: Evidence) -> dict[str, Any] | None:
             plots.coverage(readable, target, _methods_with_intervals(readable, target)),
             "Coverage of the intervals",
         ),
-        "pit": _picture(plots.pit_histogram(scores.pit, target, MODEL), "Where observations fall"),
+        "pit": _picture(
+            plots.pit_histogram(scores.pit, target, MODEL),
+            "Histogram of where observations fall in their forecasts",
+        ),
         "risk": _picture(
             plots.risk_coverage(scores.risk_coverage(), target, [MODEL]), "Giving up the unsure"
         ),
