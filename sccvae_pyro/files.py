@@ -44,14 +44,28 @@ def check_file(path: Path) -> Path:
     return path
 
 
-def check_folder(folder: Path) -> Path:
+def as_path(path: object) -> Path:
+    """Path of a file or folder.
+
+    Raises
+    ------
+    InputError
+        If it is neither a string nor a path.
+    """
+    if not isinstance(path, str | Path):
+        raise InputError(f"Give the path of a file or folder, not {path!r}.")
+    return Path(path)
+
+
+def check_folder(folder: str | Path) -> Path:
     """Refuse a folder that cannot be made or written to; nothing is made.
 
     Raises
     ------
     InputError
-        If a file is in the way, or permission is lacking.
+        If a file is in the way, permission is lacking, or as in :func:`as_path`.
     """
+    folder = as_path(folder)
     found = next(place for place in (folder, *folder.parents) if place.exists())
     if not found.is_dir():
         raise InputError(f"{found} is a file, so nothing can be written into it. Name another folder.")

@@ -24,6 +24,7 @@ from sccvae_pyro.data.schema import Schema, canonical_label, cell_labels, parse_
 from sccvae_pyro.data.wording import folded, listing, nearest, question
 from sccvae_pyro.errors import InputError, InputWarning
 from sccvae_pyro.inference import export, mcmc, posterior, predictive, results, svi
+from sccvae_pyro.inference.checkpoint import checkpoint_folder
 from sccvae_pyro.inference.describe import describe
 from sccvae_pyro.inference.discrepancy import Discrepancy, fit_discrepancy
 from sccvae_pyro.inference.spec import InferenceSpec, NUTSSpec
@@ -200,13 +201,14 @@ class SCCVAE:
         Raises
         ------
         InputError
-            If the model was loaded without data, or a setting is unknown.
+            If the model was loaded without data, a setting is unknown, or the checkpoint to go on from is
+            damaged or of another run.
         """
         screen = self._require_screen("fit")
         spec = InferenceSpec.read(inference, **overrides)
+        folder = checkpoint_folder(checkpoint_dir, resume)
         self.program = build.program_of(self.spec, self.priors, screen, self.features, seed=spec.seed)
-        self._drawn = None
-        folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
+        self._drawn, self.controls = None, None
         self.history = svi.fit(self.program, screen, spec, folder, resume, progress)
         self.controls = results.remember_controls(self.program, screen, spec.seed)
         self.discrepancy = self._fit_discrepancy(screen, self.controls, spec.seed)

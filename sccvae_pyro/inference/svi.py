@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
 from sccvae_pyro.data.loading import Screen
+from sccvae_pyro.inference.checkpoint import Origin
 from sccvae_pyro.inference.module import VALIDATION, SVIModule
 from sccvae_pyro.inference.recipes import RECIPES
 from sccvae_pyro.inference.spec import InferenceSpec
@@ -93,7 +94,13 @@ def fit(
     -------
     DataFrame
         Index ``epoch``; columns ``train_loss`` and ``validation_loss``, nats per cell.
+
+    Raises
+    ------
+    InputError
+        If the run is to go on from a checkpoint that is damaged or of another run.
     """
+    origin = Origin(program, screen, spec)
     train, validation = split_rows(screen, spec)
     program.sizes = replace(program.sizes, cells=len(train))
     recipe = RECIPES[spec.objective]
@@ -102,6 +109,10 @@ def fit(
     max_epochs = spec.max_epochs or int(np.clip(round(spec.target_steps / len(loader)), 2, MOST_EPOCHS))
     module = recipe.module(loss, spec, max_epochs * len(loader))
     with _folder(checkpoint_dir) as folder, _quiet():
+        last = folder / "last.ckpt"
+        going_on = resume and last.is_file()
+        if going_on:
+            origin.check(last)
         history = History()
         best = ModelCheckpoint(folder, "best", monitor=VALIDATION, enable_version_counter=False)
         every = ModelCheckpoint(
@@ -118,6 +129,7 @@ def fit(
             enable_progress_bar=progress,
             num_sanity_val_steps=0,
             callbacks=[
+                origin,
                 history,
                 best,
                 every,
@@ -125,13 +137,12 @@ def fit(
                 *([TQDMProgressBar(leave=True)] if progress else []),
             ],
         )
-        last = folder / "last.ckpt"
         with torch.random.fork_rng(devices=[]):
             trainer.fit(
                 module,
                 loader,
                 recipe.eval_loader(screen, validation, 4 * spec.batch_size),
-                ckpt_path=last if resume and last.is_file() else None,
+                ckpt_path=last if going_on else None,
                 weights_only=True,
             )
         _restore(module, Path(best.best_model_path))
