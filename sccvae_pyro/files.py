@@ -57,6 +57,23 @@ def as_path(path: object) -> Path:
     return Path(path)
 
 
+def read_text(path: str | Path) -> str:
+    """Read a text file, with or without a byte order mark.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or is not text, or as in :func:`as_path`.
+    """
+    path = as_path(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
+    except ValueError as error:  # bytes that are no characters
+        raise InputError(f"{path} is not a text in UTF-8. Unpack or convert it first.") from error
+
+
 def check_folder(folder: str | Path) -> Path:
     """Refuse a folder that cannot be made or written to; nothing is made.
 

@@ -28,6 +28,7 @@ from sccvae_pyro.data.schema import Schema, cell_labels, library_sizes
 from sccvae_pyro.data.values import check_unchanged
 from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError
+from sccvae_pyro.files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -433,10 +434,7 @@ def read_regulons(path: str | Path) -> pd.DataFrame:
 
 
 def _lines(path: str | Path) -> list[str]:
-    try:
-        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
+    return [line for line in read_text(path).splitlines() if line.strip()]
 
 
 # From sources to numbers

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from sccvae_pyro.data.wording import suggestion
 from sccvae_pyro.errors import InputError
+from sccvae_pyro.files import read_text
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -24,8 +25,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"There is no spec {str(path)!r}. Give the path of a .toml file.")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(read_text(path))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not a TOML file: {error}") from None
 
 

@@ -16,9 +16,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from sccvae_pyro.errors import InputError
 from sccvae_pyro.models.factors import Adjacency, MeanField, Unplated
-from sccvae_pyro.models.slot import Empty, Member, Perturbations, Prior, Sizes, positive, whole
+from sccvae_pyro.models.slot import Empty, Perturbations, Prior, Sizes, positive, share, whole
 
 
 class GraphPrior(Prior, slot="graph"):
@@ -219,19 +218,6 @@ class NoGraph(GraphPrior):
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
         """Nothing to learn."""
         return Empty()
-
-
-def share(member: Member, **values: float) -> None:
-    """Refuse settings that are not numbers from 0 to 1.
-
-    Raises
-    ------
-    InputError
-        Naming the member, the setting and the value.
-    """
-    for name, value in values.items():
-        if not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise InputError(f"{type(member).__name__}: {name} must lie between 0 and 1, not {value!r}")
 
 
 def node_names(sizes: Sizes) -> tuple[str, ...]:

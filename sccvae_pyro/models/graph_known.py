@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import logging
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,9 +22,10 @@ from torch import Tensor, nn
 from sccvae_pyro.data.features import read_regulons
 from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError, InputWarning
-from sccvae_pyro.models.graph_edges import Edges, _EdgePrior, node_names, share
+from sccvae_pyro.files import read_text
+from sccvae_pyro.models.graph_edges import Edges, _EdgePrior, node_names
 from sccvae_pyro.models.graph_sparse import MixtureFactor, responsibility, sample_mixture, spike_below_slab
-from sccvae_pyro.models.slot import Sizes
+from sccvae_pyro.models.slot import Sizes, share
 
 logger = logging.getLogger(__name__)
 
@@ -88,20 +91,26 @@ class KnownGraph(_EdgePrior):
         Raises
         ------
         InputError
-            If a column is missing.
+            If a column is missing or there twice, or a row is no edge.
         """
+        if not isinstance(table, pd.DataFrame):
+            raise InputError(f"KnownGraph: the table must be a DataFrame, not {table!r}")
         if missing := [name for name in ("source", "target") if name not in table]:
             raise InputError(
                 f"KnownGraph: the table has no column {missing[0]!r}, its columns are {listing(table)}"
             )
-        columns = [name for name in ("source", "target", "probability") if name in table]
-        others = table.loc[table["source"] != table["target"], columns].drop_duplicates()
-        if n_loops := int((table["source"] == table["target"]).sum()):
-            logger.info("%d edges from a node to itself are left out: a DAG has none.", n_loops)
-        edges = others.itertuples(index=False, name=None)
-        return cls(
-            allowed=tuple(tuple(part for part in edge if pd.notna(part)) for edge in edges), **settings
-        )
+        table = table[[name for name in table if name in ("source", "target", "probability")]].astype(object)
+        if twice := table.columns[table.columns.duplicated()].tolist():
+            raise InputError(
+                f"KnownGraph: the table has more than one column {twice[0]!r}. Keep one of them."
+            )
+        loops = table["source"] == table["target"]
+        if loops.any():
+            logger.info("%d edges from a node to itself are left out: a DAG has none.", loops.sum())
+        edges = table[~loops].reindex(columns=["source", "target", "probability"])
+        own = edges["probability"].notna()
+        rows = zip(edges.itertuples(index=False, name=None), own, strict=True)
+        return cls(allowed=tuple(edge if has_own else edge[:2] for edge, has_own in rows), **settings)
 
     @classmethod
     def from_networkx(cls, graph: nx.DiGraph, **settings: Any) -> Self:
@@ -110,11 +119,12 @@ class KnownGraph(_EdgePrior):
         Raises
         ------
         InputError
-            If the graph is not directed.
+            If it is not a directed graph, or a probability is none.
         """
-        if not graph.is_directed():
+        if not (isinstance(graph, nx.Graph) and graph.is_directed()):
             raise InputError("KnownGraph: the graph is not directed. Give a networkx.DiGraph.")
-        return cls.from_table(nx.to_pandas_edgelist(graph), **settings)
+        edges = list(graph.edges(data="probability"))
+        return cls.from_table(pd.DataFrame(edges, columns=["source", "target", "probability"]), **settings)
 
     @classmethod
     def from_file(cls, path: str | Path, **settings: Any) -> Self:
@@ -134,7 +144,7 @@ class KnownGraph(_EdgePrior):
         InputError
             If the file is absent or is neither of these.
         """
-        return cls.from_table(_table(Path(path)), **settings)
+        return cls.from_table(_table(path), **settings)
 
     def sample(self, edges: Edges, sizes: Sizes, zero: Tensor) -> Tensor:
         """Sample the weights, ``nodes x nodes``."""
@@ -204,28 +214,36 @@ def _read(edges: Any, name: str, with_probability: bool = False) -> tuple[Any, .
     """Edges of a setting as tuples of plain values."""
     if isinstance(edges, str | Mapping) or not isinstance(edges, Iterable):
         raise InputError(f"KnownGraph: {name} must be a list of edges (source, target), not {edges!r}")
-    return tuple(_read_edge(edge, name, with_probability) for edge in edges)
+    return tuple(dict.fromkeys(_read_edge(edge, name, with_probability) for edge in edges))
 
 
 def _read_edge(edge: Any, name: str, with_probability: bool) -> tuple[Any, ...]:
-    parts = () if isinstance(edge, str) or not isinstance(edge, Iterable) else tuple(edge)
+    parts = tuple(edge) if isinstance(edge, tuple | list | np.ndarray) else ()
     if len(parts) not in ((2, 3) if with_probability else (2,)):
         written = (
             "(source, target) or (source, target, probability)" if with_probability else "(source, target)"
         )
         raise InputError(f"KnownGraph: an edge of {name} is {written}, not {edge!r}")
-    source, target = str(parts[0]), str(parts[1])
+    source, target = (_read_node(part, edge) for part in parts[:2])
     if source == target:
         raise InputError(f"KnownGraph: {name} holds an edge from {source!r} to itself; a DAG has none")
     if len(parts) == 2:
         return source, target
-    number = np.asarray(parts[2])
-    if number.dtype.kind not in "iuf" or not 0 <= number <= 1:
+    number = parts[2]
+    if not isinstance(number, Real) or isinstance(number, bool) or not 0 <= float(number) <= 1:
         raise InputError(
             f"KnownGraph: the probability of {_arrow((source, target))} must lie between 0 and 1, "
-            f"not {parts[2]!r}"
+            f"not {number!r}"
         )
     return source, target, float(number)
+
+
+def _read_node(node: Any, edge: Any) -> str:
+    """Name of a node; a number may be one, but neither a missing value nor a blank is."""
+    is_name = isinstance(node, str | Integral) and not isinstance(node, bool) and str(node).strip()
+    if not is_name:
+        raise InputError(f"KnownGraph: {node!r} in the edge {edge!r} is no name of a node")
+    return str(node)
 
 
 def _refuse_contradictions(graph: KnownGraph) -> None:
@@ -236,6 +254,8 @@ def _refuse_contradictions(graph: KnownGraph) -> None:
     for name, pairs in (("required", set(graph.required)), ("allowed", allowed)):
         if both := sorted(pairs & set(graph.forbidden)):
             raise InputError(f"KnownGraph: {listing(map(_arrow, both))} is both {name} and forbidden")
+    if never := sorted({edge[:2] for edge in graph.allowed if edge[2:] == (0.0,)} & set(graph.required)):
+        raise InputError(f"KnownGraph: {listing(map(_arrow, never))} is both required and of probability 0")
 
 
 def _refuse_cycles(required: tuple[Pair, ...]) -> None:
@@ -281,18 +301,24 @@ def _check_directions(against: list[Pair], required: set[Pair]) -> None:
         )
 
 
-def _table(path: Path) -> pd.DataFrame:
+def _table(path: str | Path) -> pd.DataFrame:
     """Edges of a file: a table with ``probability``, or signed regulons without."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header = next(csv.reader(file), [])
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"Cannot read {path}: {getattr(error, 'strerror', error)}. Check the path."
-        ) from None
-    if {"source", "target"} <= set(header) and ("probability" in header or "weight" not in header):
-        return pd.read_csv(path, dtype={"source": str, "target": str}, keep_default_na=False)
-    return read_regulons(path)
+    text = read_text(path)
+    header = next(csv.reader(text.splitlines()[:1]), [])
+    if not {"source", "target"} <= set(header) or ("weight" in header and "probability" not in header):
+        return read_regulons(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            return pd.read_csv(
+                io.StringIO(text),
+                index_col=False,  # a value too many in each row would push the sources aside
+                dtype={"source": str, "target": str},
+                keep_default_na=False,  # NA is a gene
+                na_values={"probability": ["", "NA", "NaN", "nan"]},
+            )
+        except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+            raise InputError(f"{path} is not a table of edges: {error}. Correct that line.") from None
 
 
 def _arrow(pair: Pair) -> str:

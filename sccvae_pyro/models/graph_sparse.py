@@ -14,8 +14,8 @@ from torch.distributions import transforms
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.models import horseshoe
 from sccvae_pyro.models.factors import MeanField, SeenMixture, SeenNormal, normal_mixture
-from sccvae_pyro.models.graph_edges import Edges, _EdgePrior, share
-from sccvae_pyro.models.slot import Member, Perturbations, Sizes, positive, whole
+from sccvae_pyro.models.graph_edges import Edges, _EdgePrior
+from sccvae_pyro.models.slot import Member, Perturbations, Sizes, positive, share, whole
 
 
 @dataclass(frozen=True)

@@ -259,6 +259,19 @@ def finite(member: Member, **values: float) -> None:
             raise InputError(f"{type(member).__name__}: {name} must be a finite number, not {value!r}")
 
 
+def share(member: Member, **values: float) -> None:
+    """Refuse settings that are not numbers from 0 to 1.
+
+    Raises
+    ------
+    InputError
+        Naming the member, the setting and the value.
+    """
+    for name, value in values.items():
+        if not (_is_number(number := _plain(member, name, value)) and 0 <= number <= 1):
+            raise InputError(f"{type(member).__name__}: {name} must lie between 0 and 1, not {value!r}")
+
+
 def _plain(member: Member, name: str, value: Any) -> Any:
     """Keep a setting as a number of Python: a NumPy scalar could not be written down."""
     if isinstance(value, np.generic):

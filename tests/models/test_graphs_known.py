@@ -1,6 +1,9 @@
 """What is known of single edges: how it is read, and what is refused."""
 
+import gzip
+
 import networkx as nx
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -112,6 +115,32 @@ def test_file_with_probabilities(tmp_path):
     assert KnownGraph.from_file(path) == KnownGraph([("TP53", "NA", 0.25)])
 
 
+def test_file_with_blanks_and_a_byte_order_mark(tmp_path):
+    path = tmp_path / "network.csv"
+    path.write_text("source,target,probability\nTP53,NA,0.25\nMYC,KLF1,\n", encoding="utf-8-sig")
+    assert KnownGraph.from_file(path) == KnownGraph([("TP53", "NA", 0.25), MYC_KLF1])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"source,target,probability\nA,B,0.1\nA,C,0.1,7\n", "not a table of edges: .* saw 4"),
+        (b"source,target,probability\nA,B,0.1,7,8\n", "not a table of edges: Length of header"),
+        (b'source,target\nA,"B\n', "not a table of edges"),
+        (b"source,target\nA,\n", r"'' in the edge \('A', ''\) is no name of a node"),
+        (b"source,target\n,B\n", r"'' in the edge \('', 'B'\) is no name of a node"),
+        (b"source,target\nA\n", "'' in the edge"),
+        (b"source,target,probability\nA,B,high\n", "A -> B must lie between 0 and 1, not 'high'"),
+        (gzip.compress(b"source,target\nA,B\n"), "network.csv is not a text in UTF-8. Unpack"),
+    ],
+)
+def test_files_that_hold_no_edges(tmp_path, content, message):
+    path = tmp_path / "network.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        KnownGraph.from_file(path)
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match=r"Cannot read .*nowhere.csv: No such file"):
         KnownGraph.from_file(tmp_path / "nowhere.csv")
@@ -121,14 +150,36 @@ def test_files_that_cannot_be_read(tmp_path):
         KnownGraph.from_file(path)
 
 
-def test_table_without_a_column():
-    with pytest.raises(InputError, match="no column 'target', its columns are 'source', 'gene'"):
-        KnownGraph.from_table(pd.DataFrame({"source": ["A"], "gene": ["B"]}))
+EDGES = pd.DataFrame({"source": ["A", "B"], "target": ["B", "C"], "probability": [0.5, 0.5]})
 
 
-def test_graph_without_directions():
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (EDGES.rename(columns={"target": "gene"}), "no column 'target', its columns are 'source', 'gene'"),
+        (EDGES[["source", "target", "source"]], "more than one column 'source'"),
+        (EDGES.assign(source=["A", np.nan]), r"nan in the edge \(nan, 'C', 0.5\) is no name"),
+        (EDGES.assign(target=["B", None]), r"None in the edge \('B', None, 0.5\) is no name"),
+        (None, "must be a DataFrame, not None"),
+        ("edges.csv", "must be a DataFrame, not 'edges.csv'"),
+        ({"source": ["A"], "target": ["B"]}, "must be a DataFrame"),
+    ],
+)
+def test_tables_without_edges(table, message):
+    with pytest.raises(InputError, match=f"KnownGraph: .*{message}"):
+        KnownGraph.from_table(table)
+
+
+@pytest.mark.parametrize("graph", [nx.Graph([("A", "B")]), None])
+def test_graph_without_directions(graph):
     with pytest.raises(InputError, match="not directed"):
-        KnownGraph.from_networkx(nx.Graph([("A", "B")]))
+        KnownGraph.from_networkx(graph)
+
+
+def test_attributes_of_a_graph_are_not_its_nodes():
+    graph = nx.DiGraph()
+    graph.add_edge("MYC", "KLF1", source="CollecTRI", target="blood")
+    assert KnownGraph.from_networkx(graph) == KnownGraph([MYC_KLF1])
 
 
 # What is refused
@@ -144,6 +195,19 @@ def test_graph_without_directions():
         ({"allowed": [("A", "A")]}, "allowed holds an edge from 'A' to itself"),
         ({"allowed": [("A", "B", 1.5)]}, "the probability of A -> B must lie between 0 and 1, not 1.5"),
         ({"allowed": [("A", "B", "high")]}, "between 0 and 1, not 'high'"),
+        ({"allowed": [("A", "B", [])]}, r"between 0 and 1, not \[\]"),
+        ({"allowed": [("A", "B", True)]}, "between 0 and 1, not True"),
+        ({"allowed": [("A", None)]}, r"None in the edge \('A', None\) is no name of a node"),
+        ({"allowed": [("A", np.nan)]}, r"nan in the edge \('A', nan\) is no name of a node"),
+        ({"allowed": [("A", " ")]}, "' ' in the edge"),
+        ({"allowed": [("A", True)]}, "True in the edge"),
+        ({"allowed": [(b"A", "B")]}, "b'A' in the edge"),
+        ({"allowed": [{"A", "B"}]}, r"an edge of allowed is \(source, target\) or"),
+        ({"allowed": [{"A": 1, "B": 2}]}, r"an edge of allowed is \(source, target\) or"),
+        (
+            {"required": [MYC_KLF1], "allowed": [(*MYC_KLF1, 0)]},
+            "'MYC -> KLF1' is both required and of probability 0",
+        ),
         ({"allowed": ["AB"]}, r"an edge of allowed is \(source, target\) or .* not 'AB'"),
         ({"allowed": [("A",)]}, r"an edge of allowed is \(source, target\) or"),
         (
@@ -153,6 +217,7 @@ def test_graph_without_directions():
         ({"forbidden": "A -> B"}, "forbidden must be a list of edges .* not 'A -> B'"),
         ({"required": {"A": "B"}}, "required must be a list of edges"),
         ({"probability": 2}, "probability must lie between 0 and 1"),
+        ({"elsewhere": True}, "elsewhere must lie between 0 and 1, not True"),
         ({"elsewhere": -1}, "elsewhere must lie between 0 and 1"),
         ({"spike": 1.0}, "spike must be narrower than slab"),
     ],

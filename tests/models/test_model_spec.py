@@ -107,7 +107,8 @@ def test_missing_or_broken_file(tmp_path):
     refused("model.toml", "not a TOML file", source=toml(tmp_path, "n_nodes = = 3"))
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe")
-    refused("binary.toml", "not a TOML file", source=binary)
+    refused("binary.toml", "not a text in UTF-8", source=binary)
+    refused("model.toml", "not a TOML file", source=toml(tmp_path, "a = " + 9999 * "["))
 
 
 def test_mapping_is_not_changed():
