@@ -100,10 +100,15 @@ class Member(ABC):
         Raises
         ------
         InputError
-            If the name or a setting is unknown; the message lists the known ones.
+            If the name or a setting is unknown, the message lists the known ones; or if it is a member of
+            another slot.
         """
         if isinstance(spec, cls):
             return spec
+        if isinstance(spec, Member):
+            raise InputError(
+                f"{spec} belongs to the slot {spec.slot}, not to {cls.slot}. Pass it as {spec.slot}="
+            )
         if isinstance(spec, str):
             spec = {"name": spec}
         if not isinstance(spec, Mapping) or "name" not in spec:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from sccvae_pyro.data.schema import Kind
 from sccvae_pyro.data.toml import explain, read_toml
@@ -75,9 +75,9 @@ class ModelSpec(BaseModel):
 
     @field_validator(*SLOTS, mode="before")
     @classmethod
-    def _as_table(cls, value: Any) -> Any:
+    def _as_table(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, Member):
-            return value.to_dict()
+            return SLOTS[str(info.field_name)].from_dict(value).to_dict()
         if isinstance(value, type) and issubclass(value, Member):
             raise ValueError(f"write {value.__name__}(), with brackets, or its name {value.__name__!r}")
         if not isinstance(value, str | Mapping):

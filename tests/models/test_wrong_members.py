@@ -10,6 +10,12 @@ from sccvae_pyro import SCCVAE, InputError, priors
     ("settings", "message"),
     [
         ({"direction": priors.direction.OwnNode}, r"OwnNode\(\), with brackets"),
+        ({"graph": priors.noise.Laplace()}, "slot noise, not to graph. Pass it as noise="),
+        ({"graph": priors.likelihood.Normal()}, "slot likelihood, not to graph"),
+        ({"graph": priors.posterior.LowRank(2)}, "slot posterior, not to graph"),
+        ({"posterior": priors.noise.Flow()}, "slot noise, not to posterior"),
+        ({"likelihood": priors.noise.Laplace()}, "slot noise, not to likelihood"),
+        ({"graph": {"name": "Ordered", "graph": priors.noise.Laplace()}}, "slot noise, not to graph"),
         ({"nodes": 5}, "a member, its name, or a table"),
         ({"nodes": ["G0001"]}, "a member, its name, or a table"),
         ({"n_nodes": True}, "whole number, not True"),
