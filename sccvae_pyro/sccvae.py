@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -35,6 +34,9 @@ from sccvae_pyro.models.slot import Described, Member, Sizes, Targets, own_nodes
 from sccvae_pyro.models.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
+
+MOST_PENETRANCE = 1e6
+"""A million times the shift of the screen: beyond it the decoder's layers overflow."""
 
 Perturbation = str | Sequence[str]
 Choice = Member | str | Mapping[str, Any] | None
@@ -261,7 +263,8 @@ class SCCVAE:
             If the model has no features at all, so that an unseen perturbation is predicted as any other.
         """
         start = self._controls(controls)
-        _check_numbers(penetrance, n_samples=n_samples)
+        penetrance = _check_penetrance(penetrance)
+        _check_numbers(n_samples=n_samples)
         labels = self._labels(perturbations)
         draws = self._draws(n_samples, seed)
         push = self._push(draws, labels, seed).at(penetrance)
@@ -269,7 +272,7 @@ class SCCVAE:
         n_targets = [len(parse_targets(label, self.coding.schema.control)) for label in labels]
         self.discrepancy.add_to(deltas, penetrance, labels, np.array(n_targets), seed)
         status = [self._status(label) for label in labels]
-        settings = {"penetrance": float(penetrance), "n_samples": n_samples, "seed": seed}
+        settings = {"penetrance": penetrance, "n_samples": int(n_samples), "seed": int(seed)}
         return results.prediction(deltas, labels, status, self.coding, start.mean_g, settings, return_draws)
 
     def sample_cells(
@@ -308,7 +311,8 @@ class SCCVAE:
             As in :meth:`predict`.
         """
         start = self._controls(controls)
-        _check_numbers(penetrance, least=1, n=n)
+        penetrance = _check_penetrance(penetrance)
+        _check_numbers(least=1, n=n)
         label = self._labels([perturbation])[0]
         draws = self._draws(min(n, 200), seed)
         push = self._push(draws, [label], seed).at(penetrance)
@@ -354,7 +358,8 @@ class SCCVAE:
             As in :meth:`predict`, or if the cells do not fit the model.
         """
         start = self._require_fit()
-        _check_numbers(penetrance, n_samples=n_samples)
+        penetrance = _check_penetrance(penetrance)
+        _check_numbers(n_samples=n_samples)
         screen = self.coding.screen(cells)
         label = self._labels([perturbation])[0]
         draws = self._draws(n_samples, seed)
@@ -821,15 +826,16 @@ def _warn_of_population(unknown: Sequence[str], known: Sequence[str]) -> None:
     warnings.warn(message, InputWarning, stacklevel=4)
 
 
-def _check_numbers(penetrance: float = 1.0, least: int = 2, **counts: int) -> None:
-    """Refuse a penetrance that is not a finite number, and counts of draws or cells below the least."""
-    if not (
-        isinstance(penetrance, Real)
-        and not isinstance(penetrance, bool)
-        and math.isfinite(penetrance)
-        and penetrance >= 0
-    ):
-        raise InputError(f"penetrance must be a finite number of at least 0, not {penetrance!r}")
+def _check_penetrance(penetrance: float) -> float:
+    """Penetrance as a number of Python; refuse what is none, or so large that states overflow."""
+    is_number = isinstance(penetrance, Real) and not isinstance(penetrance, bool)
+    if not (is_number and 0 <= float(penetrance) <= MOST_PENETRANCE):
+        raise InputError(f"penetrance must be a number from 0 to {MOST_PENETRANCE:g}, not {penetrance!r}")
+    return float(penetrance)
+
+
+def _check_numbers(least: int = 2, **counts: int) -> None:
+    """Refuse counts of draws or cells that are not whole numbers, or below the least."""
     for name, value in counts.items():
         if not (isinstance(value, Integral) and not isinstance(value, bool) and value >= least):
             raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from fractions import Fraction
 from pathlib import Path
 
 import anndata
@@ -422,7 +423,7 @@ def test_perturbation_asked_for_twice(fitted):
     refused(lambda: fitted.predict(["G0001+G0002", "G0002+G0001"]), "'G0001+G0002'", "twice")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "strong", None])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39, 1e20, -0.5, True, "strong", None])
 def test_bad_penetrance(fitted, screen, value):
     refused(lambda: fitted.predict(["G0001"], penetrance=value, n_samples=2), "penetrance", repr(value))
     refused(lambda: fitted.sample_cells("G0001", 5, penetrance=value), "penetrance", repr(value))
@@ -444,7 +445,7 @@ def test_bad_number_of_draws_or_cells(fitted, screen, value):
     refused(lambda: fitted.edges(n_samples=value), "n_samples", repr(value))
 
 
-@pytest.mark.parametrize("seed", [1.5, "a", -1, None])
+@pytest.mark.parametrize("seed", [1.5, "a", -1, None, True, 2**64])
 def test_bad_seed(fitted, screen, seed):
     part = screen[:5].copy()
     for ask in (
@@ -455,12 +456,20 @@ def test_bad_seed(fitted, screen, seed):
         lambda: fitted.log_density(part, seed=seed),
         lambda: fitted.edges(seed=seed),
     ):
-        refused(ask, f"seed must be a whole number of at least 0, not {seed!r}")
+        refused(ask, f"seed must be a whole number from 0 to 2**63 - 1, not {seed!r}")
 
 
-@pytest.mark.parametrize("seed", [1.5, "a", -1])
+@pytest.mark.parametrize("seed", [1.5, "1", -1, True, 2**64])
 def test_bad_seed_of_a_fit(screen, seed):
     refused(lambda: SCCVAE(screen, n_nodes=2, hidden=(4,)).fit(seed=seed), f"seed = {seed!r}")
+
+
+def test_numbers_of_numpy_and_fractions_are_numbers(fitted):
+    one = fitted.predict(["G0001"], 0.5, n_samples=2, seed=3)
+    other = fitted.predict(["G0001"], Fraction(1, 2), n_samples=np.int64(2), seed=np.int64(3))
+    np.testing.assert_array_equal(one.X, other.X)
+    assert one.uns["settings"] == other.uns["settings"]
+    assert {type(value) for value in other.uns["settings"].values()} == {float, int}
 
 
 def test_controls_must_be_control_cells(fitted, screen):

@@ -95,10 +95,11 @@ def covariate_names(keys: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def check_seed(seed: int) -> None:
-    """Refuse a seed that is not a whole number of at least 0."""
-    if not (isinstance(seed, Integral) and seed >= 0):
-        raise InputError(f"seed must be a whole number of at least 0, not {seed!r}.")
+def check_seed(seed: int) -> int:
+    """Seed as a number of Python; refuse what no generator takes."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise InputError(f"seed must be a whole number from 0 to 2**63 - 1, not {seed!r}.")
+    return int(seed)
 
 
 # Perturbations and guides

@@ -331,8 +331,7 @@ def _check_separable(
 
 
 def _generator(seed: int) -> np.random.Generator:
-    check_seed(seed)
-    return np.random.default_rng(seed)
+    return np.random.default_rng(check_seed(seed))
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:

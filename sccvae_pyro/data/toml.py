@@ -36,4 +36,5 @@ def explain(error: ValidationError, spec: type[BaseModel], what: str) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"The {what} has no setting {key!r}. {suggestion(key, spec.model_fields, 'settings')}"
-    return f"The {what} has {key} = {first['input']!r}: {first['msg']}."
+    said = first["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"The {what} has {key} = {first['input']!r}: {said}."

@@ -117,7 +117,7 @@ def score(
         If held-out perturbations are left out, with the reason.
     """
     methods = {"prediction": predictions} if isinstance(predictions, AnnData) else dict(predictions)
-    check_seed(seed)
+    seed = check_seed(seed)
     for name, prediction in methods.items():
         _check_layout(name, prediction)
     _check_screens(train, held_out)

@@ -35,7 +35,7 @@ DRAWS_AT_ONCE = 8
 def seeded(seed: int) -> Iterator[None]:
     """Draw from a seeded generator and leave the caller's random state as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(int(seed))
         yield
 
 
@@ -296,7 +296,7 @@ def population_means(
     Position of the draw and its ``labels x genes`` difference to the control cells, in ``log1p(CP10K)``.
     """
     profile = program.priors.likelihood.profile(library)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     n_cells = len(controls.library_c)
     order = torch.randperm(n_cells, generator=generator)
     for s in range(len(draws)):

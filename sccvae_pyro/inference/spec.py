@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from sccvae_pyro.data.checks import check_seed
 from sccvae_pyro.data.toml import explain, read_toml
 from sccvae_pyro.errors import InputError
 
@@ -88,7 +97,7 @@ class InferenceSpec(_Spec):
     precision: Literal["32", "bf16-mixed"] = "32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = Field(1, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: Annotated[int, BeforeValidator(check_seed)] = 0
 
     @field_validator("particles")
     @classmethod
@@ -114,7 +123,7 @@ class NUTSSpec(_Spec):
     n_samples: int = Field(500, ge=4)
     warmup: int = Field(500, ge=2)
     chains: int = Field(4, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: Annotated[int, BeforeValidator(check_seed)] = 0
 
 
 def _settings(source: BaseModel | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
