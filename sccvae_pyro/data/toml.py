@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from sccvae_pyro.data.wording import suggestion
@@ -28,6 +29,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(read_text(path))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not a TOML file: {error}") from None
+
+
+def plain(value: Any) -> Any:
+    """Turn a number of NumPy into one of Python: settings are of no other types than files hold."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def explain(error: ValidationError, spec: type[BaseModel], what: str) -> str:

@@ -18,14 +18,19 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from sccvae_pyro.data.checks import check_seed
-from sccvae_pyro.data.toml import explain, read_toml
+from sccvae_pyro.data.toml import explain, plain, read_toml
 from sccvae_pyro.errors import InputError
 
 
 class _Spec(BaseModel):
     """A choice of settings, read from a file or a mapping."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        return plain(value)
 
     @classmethod
     def read(cls, source: Self | Mapping[str, Any] | str | Path | None, **overrides: Any) -> Self:

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
 from sccvae_pyro.data.loading import Screen
+from sccvae_pyro.errors import InputError
 from sccvae_pyro.inference.checkpoint import Origin
 from sccvae_pyro.inference.module import VALIDATION, SVIModule
 from sccvae_pyro.inference.recipes import RECIPES
@@ -28,6 +29,12 @@ logger = logging.getLogger(__name__)
 
 MOST_EPOCHS = 60
 """Passes over a small screen that are enough; more only fit its noise."""
+
+
+DIVERGED = (
+    "The fit diverged: parameters are no longer numbers in single precision. Lower learning_rate or "
+    "global_rate, or give priors of usual scales; prior_predictive() says what they believe."
+)
 
 
 class History(Callback):
@@ -137,7 +144,7 @@ def fit(
                 *([TQDMProgressBar(leave=True)] if progress else []),
             ],
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _in_range():
             trainer.fit(
                 module,
                 loader,
@@ -146,6 +153,8 @@ def fit(
                 weights_only=True,
             )
         _restore(module, Path(best.best_model_path))
+    if not all(parameter.isfinite().all() for parameter in program.parameters()):
+        raise InputError(DIVERGED)
     program.eval()
     return history.table()
 
@@ -179,6 +188,17 @@ def _folder(path: Path | None) -> Iterator[Path]:
 
 
 @contextmanager
+def _in_range() -> Iterator[None]:
+    """Say in words what distributions and factorisations of torch say of a tensor."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        raise InputError(DIVERGED) from error
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's advice away: the loader is in memory, the user chose the device."""
     levels = {name: logging.getLogger(name).level for name in ("lightning.pytorch", "lightning.fabric")}
@@ -188,6 +208,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+            warnings.filterwarnings("ignore", message="Encountered (NaN|inf)")  # fit() says when it diverges
             yield
     finally:
         for name, level in levels.items():

@@ -16,8 +16,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from sccvae_pyro.data.checks import check_seed
 from sccvae_pyro.models.factors import Adjacency, MeanField, Unplated
-from sccvae_pyro.models.slot import Empty, Perturbations, Prior, Sizes, positive, share, whole
+from sccvae_pyro.models.slot import Empty, Perturbations, Prior, Sizes, positive, share
 
 
 class GraphPrior(Prior, slot="graph"):
@@ -193,7 +194,7 @@ class Random(_IndependentEdges):
 
     def __post_init__(self) -> None:
         share(self, density=self.density)
-        whole(self, seed=self.seed)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         positive(self, scale=self.scale)
 
     def _possible(self, edges: Edges) -> Edges:

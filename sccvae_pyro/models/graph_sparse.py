@@ -213,7 +213,7 @@ class LowRank(_EdgePrior):
     sparse_scale: float = 0.02
 
     def __post_init__(self) -> None:
-        positive(self, rank=self.rank, scale=self.scale, sparse_scale=self.sparse_scale)
+        positive(self, scale=self.scale, sparse_scale=self.sparse_scale)
         whole(self, rank=self.rank)
 
     @property

@@ -12,10 +12,7 @@ from torch import Tensor
 from sccvae_pyro.data.wording import listing, nearest, question
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.models.networks import AnchoredDecoder, AnchoredEncoder, Decoder, Encoder
-from sccvae_pyro.models.slot import Member, Sizes, positive, whole
-
-MOST = 8192
-"""Most nodes: beyond, the matrix of edges alone outgrows everything else."""
+from sccvae_pyro.models.slot import Member, Sizes, whole
 
 
 class Placed(NamedTuple):
@@ -56,9 +53,6 @@ class Free(Nodes):
 
     def __post_init__(self) -> None:
         whole(self, n_nodes=self.n_nodes)
-        positive(self, n_nodes=self.n_nodes)
-        if self.n_nodes > MOST:
-            raise InputError(f"Free: n_nodes must be at most {MOST}, not {self.n_nodes}")
 
     def place(self, genes: Sequence[str], perturbations: Sequence[str]) -> Placed:
         """Nameless nodes."""

@@ -109,7 +109,6 @@ class Mixture(NoisePrior):
     states: int = 4
 
     def __post_init__(self) -> None:
-        positive(self, states=self.states)
         whole(self, states=self.states)
 
     def module(self, sizes: Sizes) -> nn.Module:
@@ -146,7 +145,6 @@ class Flow(NoisePrior):
     hidden: int = 32
 
     def __post_init__(self) -> None:
-        positive(self, layers=self.layers, hidden=self.hidden)
         whole(self, layers=self.layers, hidden=self.hidden)
 
     def module(self, sizes: Sizes) -> nn.Module:

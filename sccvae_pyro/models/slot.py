@@ -22,6 +22,12 @@ from torch import Tensor, nn
 from sccvae_pyro.data.wording import suggestion
 from sccvae_pyro.errors import InputError
 
+SMALLEST, LARGEST = 1e-15, 1e15
+"""Bounds of settings: their squares are numbers in single precision."""
+
+MOST = 8192
+"""Most nodes, units of a layer, factors or landmarks: beyond, their matrices outgrow everything else."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -225,7 +231,7 @@ class Empty(nn.Module):
 
 
 def positive(member: Member, **values: float) -> None:
-    """Refuse settings that are not positive numbers.
+    """Refuse settings that are not positive numbers, or beyond :data:`SMALLEST` and :data:`LARGEST`.
 
     Raises
     ------
@@ -234,12 +240,17 @@ def positive(member: Member, **values: float) -> None:
     """
     for name, value in values.items():
         number = _plain(member, name, value)
-        if not (_is_number(number) and math.isfinite(number) and number > 0):
+        if not (_is_number(number) and 0 < number < math.inf):
             raise InputError(f"{type(member).__name__}: {name} must be a positive number, not {value!r}")
+        if not SMALLEST <= number <= LARGEST:
+            raise InputError(
+                f"{type(member).__name__}: {name} must lie between {SMALLEST:g} and {LARGEST:g}, for "
+                f"single precision, not {value!r}"
+            )
 
 
-def whole(member: Member, **values: float) -> None:
-    """Refuse settings that are not whole numbers.
+def whole(member: Member, **values: int) -> None:
+    """Refuse settings that are not whole numbers from 1 to :data:`MOST`.
 
     Raises
     ------
@@ -247,12 +258,15 @@ def whole(member: Member, **values: float) -> None:
         Naming the member, the setting and the value.
     """
     for name, value in values.items():
-        if not (isinstance(number := _plain(member, name, value), int) and _is_number(number)):
-            raise InputError(f"{type(member).__name__}: {name} must be a whole number, not {value!r}")
+        number = _plain(member, name, value)
+        if not (isinstance(number, int) and _is_number(number) and 1 <= number <= MOST):
+            raise InputError(
+                f"{type(member).__name__}: {name} must be a whole number from 1 to {MOST}, not {value!r}"
+            )
 
 
 def finite(member: Member, **values: float) -> None:
-    """Refuse settings that are not finite numbers.
+    """Refuse settings that are not numbers, or beyond :data:`LARGEST` in size.
 
     Raises
     ------
@@ -260,8 +274,11 @@ def finite(member: Member, **values: float) -> None:
         Naming the member, the setting and the value.
     """
     for name, value in values.items():
-        if not (_is_number(number := _plain(member, name, value)) and math.isfinite(number)):
-            raise InputError(f"{type(member).__name__}: {name} must be a finite number, not {value!r}")
+        if not (_is_number(number := _plain(member, name, value)) and abs(number) <= LARGEST):
+            raise InputError(
+                f"{type(member).__name__}: {name} must be a finite number, at most {LARGEST:g} in size, "
+                f"not {value!r}"
+            )
 
 
 def share(member: Member, **values: float) -> None:

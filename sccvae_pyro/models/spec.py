@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from sccvae_pyro.data.schema import Kind
-from sccvae_pyro.data.toml import explain, read_toml
+from sccvae_pyro.data.toml import explain, plain, read_toml
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.models.direction import DirectionPrior
 from sccvae_pyro.models.families import PosteriorFamily
@@ -22,7 +30,7 @@ from sccvae_pyro.models.noise import NoisePrior
 from sccvae_pyro.models.penetrance import PenetrancePrior
 from sccvae_pyro.models.program import Priors
 from sccvae_pyro.models.responders import RespondersPrior
-from sccvae_pyro.models.slot import Member
+from sccvae_pyro.models.slot import MOST, Member
 
 AUTO_LIKELIHOOD: dict[Kind, str] = {"counts": "NegativeBinomial", "continuous": "Normal"}
 
@@ -39,6 +47,10 @@ SLOTS: dict[str, type[Member]] = {
     "posterior": PosteriorFamily,
 }
 """Slots of the program, in the order of its page."""
+
+
+Width = Annotated[int, BeforeValidator(plain), Field(strict=True, le=MOST)]
+"""Units of a layer."""
 
 
 class ModelSpec(BaseModel):
@@ -61,7 +73,7 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: tuple[Width, ...] = (256, 256)
     nodes: dict[str, Any] = {"name": "Free"}
     graph: dict[str, Any] = {"name": "Laplace"}
     penetrance: dict[str, Any] = {"name": "LogNormal"}

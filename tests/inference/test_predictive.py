@@ -246,7 +246,10 @@ def test_an_absurd_prior_is_named(fitted, screen):
 
 @pytest.mark.parametrize(
     "belief",
-    [{"graph": priors.graph.Normal(1e15)}, {"direction": priors.direction.GaussianProcess(scale=1e30)}],
+    [
+        {"graph": priors.graph.Normal(1e15)},
+        {"graph": priors.graph.Normal(1e4), "direction": priors.direction.GaussianProcess(scale=1e15)},
+    ],
 )
 def test_priors_beyond_single_precision_are_refused(screen, log_screen, belief):
     for cells in (screen, log_screen):

@@ -305,3 +305,46 @@ def test_fitting_leaves_the_random_state_of_the_caller_alone(screen):
     torch.manual_seed(5)
     small_model(screen).fit(**QUICK)
     torch.testing.assert_close(torch.rand(3), expected)
+
+
+# Settings that cannot be, and fits that diverge
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("learning_rate", np.inf),
+        ("learning_rate", np.nan),
+        ("learning_rate", True),
+        ("learning_rate", "0.1"),
+        ("global_rate", np.inf),
+        ("max_epochs", True),
+        ("max_epochs", "1"),
+        ("batch_size", 64.0),
+    ],
+)
+def test_settings_of_another_type_are_refused(screen, setting, value):
+    with pytest.raises(InputError, match=f"{setting} = "):
+        small_model(screen).fit(**{**QUICK, setting: value})
+
+
+def test_settings_of_numpy_are_numbers():
+    found = InferenceSpec.read(None, max_epochs=np.int64(2), learning_rate=np.float32(0.5))
+    assert found == InferenceSpec(max_epochs=2, learning_rate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("choices", "settings"),
+    [
+        ({}, {"learning_rate": 1e6}),
+        ({}, {"global_rate": 1e9}),
+        ({"penetrance": {"name": "LogNormal", "loc": 100}}, {}),
+        ({"direction": {"name": "GaussianProcess", "scale": 1e15}}, {}),
+    ],
+    ids=str,
+)
+def test_a_fit_that_diverges_says_so(screen, choices, settings):
+    model = small_model(screen, **choices)
+    with pytest.raises(InputError, match=r"diverged.* Lower learning_rate or global_rate, or give priors"):
+        model.fit(**QUICK, **settings)
+    assert not model.is_fitted

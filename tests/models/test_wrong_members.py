@@ -18,13 +18,16 @@ from sccvae_pyro import SCCVAE, InputError, priors
         ({"graph": {"name": "Ordered", "graph": priors.noise.Laplace()}}, "slot noise, not to graph"),
         ({"nodes": 5}, "a member, its name, or a table"),
         ({"nodes": ["G0001"]}, "a member, its name, or a table"),
-        ({"n_nodes": True}, "whole number, not True"),
+        ({"hidden": ["16"]}, "hidden.0 = '16'"),
+        ({"hidden": [True]}, "hidden.0 = True"),
+        ({"hidden": [10**12]}, "hidden.0 = 1000000000000: .* less than or equal to 8192"),
+        ({"n_nodes": True}, "whole number from 1 to 8192, not True"),
         ({"nodes": {"name": "Anchored", "genes": 3}}, "list of names, not 3"),
         ({"nodes": {"name": "Anchored", "genes": None}}, "list of names, not None"),
         ({"nodes": {"name": "Anchored", "genes": {"G0000": 1}}}, "list of names"),
         ({"nodes": {"name": "Anchored", "genes": {"G0000"}}}, "list of names"),
         ({"n_nodes": 2, "posterior": {"name": "LowRank", "rank": True}}, "not True"),
-        ({"n_nodes": 2, "posterior": {"name": "LowRank", "rank": 10**6}}, "rank must be at most"),
+        ({"n_nodes": 2, "posterior": {"name": "LowRank", "rank": 10**3}}, "rank must be at most"),
         (
             {"nodes": "Anchored", "intervention": {"name": "Kinds", "kinds": {"G0002+G0004": "do"}}},
             "one by one",
@@ -34,7 +37,7 @@ from sccvae_pyro import SCCVAE, InputError, priors
 )
 def test_wrong_settings_are_refused(screen, settings, message):
     with pytest.raises(InputError, match=message):
-        SCCVAE(screen, hidden=(4,), **settings)
+        SCCVAE(screen, **{"hidden": (4,), **settings})
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -69,3 +72,22 @@ def test_what_a_prior_refuses_cannot_be_predicted(screen):
     table = model.predictable(["NEW", "G0001"]).set_index("gene")
     assert table["predictable"].tolist() == [False, True]
     assert "'NEW'" in table.loc["NEW", "reason"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: priors.graph.Laplace(1e-300), "Laplace: scale must lie between 1e-15 and"),
+        (lambda: priors.penetrance.Fixed(1e30), r"Fixed: value must lie between .* 1e\+15"),
+        (lambda: priors.penetrance.LogNormal(loc=1e30), r"LogNormal: loc must be .* at most 1e\+15 in size"),
+        (lambda: priors.direction.GaussianProcess(length=1e-300), "GaussianProcess: length must lie between"),
+        (lambda: priors.noise.StudentT(df=1e300), "StudentT: df must lie between"),
+        (lambda: priors.graph.LowRank(rank=2**70), "LowRank: rank must be a whole number from 1 to 8192"),
+        (lambda: priors.graph.SpikeSlab(probability=True), "SpikeSlab: probability must .* not True"),
+        (lambda: priors.graph.Random(density=True), "Random: density must .* not True"),
+        (lambda: priors.graph.Random(seed=True), "seed must be a whole number .* not True"),
+    ],
+)
+def test_settings_beyond_single_precision_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
