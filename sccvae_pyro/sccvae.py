@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from sccvae_pyro import storage
-from sccvae_pyro.data.checks import check_seed
+from sccvae_pyro.data.checks import check_counts, check_seed
 from sccvae_pyro.data.loading import Coding, Covariate, Screen
 from sccvae_pyro.data.schema import Schema, canonical_label, cell_labels, parse_targets
 from sccvae_pyro.data.wording import folded, listing, nearest, question
@@ -264,7 +264,7 @@ class SCCVAE:
         """
         start = self._controls(controls)
         penetrance = _check_penetrance(penetrance)
-        _check_numbers(n_samples=n_samples)
+        check_counts(2, n_samples=n_samples)
         labels = self._labels(perturbations)
         draws = self._draws(n_samples, seed)
         push = self._push(draws, labels, seed).at(penetrance)
@@ -312,7 +312,7 @@ class SCCVAE:
         """
         start = self._controls(controls)
         penetrance = _check_penetrance(penetrance)
-        _check_numbers(least=1, n=n)
+        check_counts(n=n)
         label = self._labels([perturbation])[0]
         draws = self._draws(min(n, 200), seed)
         push = self._push(draws, [label], seed).at(penetrance)
@@ -359,7 +359,7 @@ class SCCVAE:
         """
         start = self._require_fit()
         penetrance = _check_penetrance(penetrance)
-        _check_numbers(n_samples=n_samples)
+        check_counts(2, n_samples=n_samples)
         screen = self.coding.screen(cells)
         label = self._labels([perturbation])[0]
         draws = self._draws(n_samples, seed)
@@ -466,7 +466,7 @@ class SCCVAE:
         DataFrame indexed by perturbation; columns ``mean``, ``sd``, ``q05``, ``median``, ``q95``.
         """
         self._require_fit()
-        _check_numbers(n_samples=n_samples)
+        check_counts(2, n_samples=n_samples)
         return results.penetrance_table(self._draws(n_samples, seed), self.coding.perturbations)
 
     def guides(self, n_samples: int = 1000, seed: int = 0) -> pd.DataFrame:
@@ -482,7 +482,7 @@ class SCCVAE:
             If the prior does not tell guides apart.
         """
         self._require_fit()
-        _check_numbers(n_samples=n_samples)
+        check_counts(2, n_samples=n_samples)
         draws = self._draws(n_samples, seed)
         if "guide_strength" not in draws.values:
             raise InputError(
@@ -514,7 +514,7 @@ class SCCVAE:
             If the prior gives all cells the whole shift, the model is not fitted, or the cells do not fit it.
         """
         self._require_fit()
-        _check_numbers(n_samples=n_samples)
+        check_counts(2, n_samples=n_samples)
         if isinstance(self.priors.responders, AllCells):
             raise InputError(
                 "With responders=AllCells every cell shows the whole shift. Build the model with "
@@ -536,7 +536,7 @@ class SCCVAE:
         add ``inclusion``, the probability that the edge is in the graph.
         """
         self._require_fit()
-        _check_numbers(n_samples=n_samples)
+        check_counts(2, n_samples=n_samples)
         return results.edge_table(self.program, self._draws(n_samples, seed), self.nodes)
 
     def prior_predictive(self, n_samples: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -585,7 +585,7 @@ class SCCVAE:
             If the data lie outside the prior's 90 % interval; the message names the quantities.
         """
         screen = self._require_screen("ask what its priors say")
-        _check_numbers(n_samples=n_samples)
+        check_counts(2, n_samples=n_samples)
         check_seed(seed)
         scope = predictive.Scope.of(screen, seed)
         draws = posterior.draw_prior(self.program, n_samples, seed)
@@ -720,7 +720,7 @@ class SCCVAE:
         """Draw the globals; the last draws are kept, as one question after another asks for the same."""
         self._require_fit()
         check_seed(seed)
-        _check_numbers(least=1, n_samples=n)
+        check_counts(n_samples=n)
         if self._drawn is None or self._drawn[0] != (n, seed):
             self._drawn = (n, seed), posterior.draw(self.program, n, seed)
         return self._drawn[1]
@@ -832,13 +832,6 @@ def _check_penetrance(penetrance: float) -> float:
     if not (is_number and 0 <= float(penetrance) <= MOST_PENETRANCE):
         raise InputError(f"penetrance must be a number from 0 to {MOST_PENETRANCE:g}, not {penetrance!r}")
     return float(penetrance)
-
-
-def _check_numbers(least: int = 2, **counts: int) -> None:
-    """Refuse counts of draws or cells that are not whole numbers, or below the least."""
-    for name, value in counts.items():
-        if not (isinstance(value, Integral) and not isinstance(value, bool) and value >= least):
-            raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

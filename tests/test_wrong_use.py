@@ -95,3 +95,77 @@ def test_backed_cells_may_have_their_genes_in_another_order(fitted, screen, tmp_
     backed = sv.datasets.read(tmp_path / "cells.h5ad", backed=True)
     np.testing.assert_array_equal(fitted.get_latent(backed), fitted.get_latent(screen[:20].copy()))
     backed.file.close()
+
+
+def without(*columns):
+    return lambda cells: cells.obs.drop(columns=list(columns), inplace=True)
+
+
+def with_library(value):
+    def change(cells):
+        cells.obs["total_umi"] = cells.obs["total_umi"].astype(object if isinstance(value, str) else float)
+        cells.obs.iloc[1, cells.obs.columns.get_loc("total_umi")] = value
+
+    return change
+
+
+def name_genes_alike(cells):
+    cells.var_names = ["G0000", "G0000", *cells.var_names[2:]]
+
+
+CHANGES = [
+    (without("perturbation"), "adata.obs has no column 'perturbation'"),
+    (without("total_umi"), "adata.obs has no column 'total_umi'"),
+    (without("guide"), "adata.obs has no column 'guide'"),
+    (without("batch"), "'batch'"),
+    (with_library(np.nan), r"must be positive and finite.* 1 of \d+ cells"),
+    (with_library(0), "must be positive and finite"),
+    (with_library(1e39), "must be positive and finite in single precision"),
+    (with_library("many"), "must be a number of molecules"),
+    (name_genes_alike, "Duplicated gene names in adata.var_names: 'G0000'"),
+    (lambda cells: cells.uns.update(sccvae="counts"), "which setup_anndata did not write"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_cells_that_changed_after_set_up_are_refused(fitted, screen, change, message):
+    cells = screen[screen.obs["perturbation"] == "control"].copy()
+    change(cells)
+    for ask in (
+        lambda: sv.SCCVAE(cells),
+        lambda: fitted.get_latent(cells),
+        lambda: fitted.log_density(cells, n_samples=2),
+        lambda: fitted.counterfactual(cells, "G0001", n_samples=2),
+        lambda: fitted.predict(["G0001"], controls=cells, n_samples=2),
+    ):
+        with pytest.raises(InputError, match=message):
+            ask()
+
+
+@pytest.mark.parametrize("cells", [None, "screen.h5ad", 5], ids=str)
+def test_what_is_no_screen_is_refused(fitted, cells):
+    for ask in (
+        lambda: sv.SCCVAE(cells),
+        lambda: fitted.get_latent(cells),
+        lambda: fitted.counterfactual(cells, "G0001"),
+        lambda: fitted.predict(["G0001"], controls=cells or "control"),
+        lambda: sv.evaluate.score(fitted.predict(["G0001"], n_samples=2), cells, cells),
+    ):
+        with pytest.raises(InputError, match="Expected an AnnData, not"):
+            ask()
+
+
+def test_no_cells_are_refused(fitted, screen):
+    for ask in (
+        lambda: fitted.get_latent(screen[:0]),
+        lambda: fitted.predict(["G0001"], controls=screen[:0], n_samples=2),
+    ):
+        with pytest.raises(InputError, match="no cells"):
+            ask()
+
+
+def test_counts_lost_after_set_up_are_noticed():
+    screen = set_up(small_screen())
+    screen.X[3] = 0
+    with pytest.raises(InputError, match=r"No counts at all in 1 of \d+ cells"):
+        sv.SCCVAE(screen)

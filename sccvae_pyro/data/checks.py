@@ -34,19 +34,29 @@ _OTHER_SEPARATORS = ";,_|/&:"
 # The object and its names
 
 
-def check_object(adata: AnnData) -> None:
-    """Refuse what is not an AnnData of its own with at least one cell and one gene."""
+def check_anndata(adata: object) -> None:
+    """Refuse what is not an AnnData."""
     if not isinstance(adata, AnnData):
         raise InputError(
             f"Expected an AnnData, not {type(adata).__name__}. "
             "Read a file with sccvae_pyro.datasets.read(path) first."
         )
+
+
+def check_object(adata: AnnData) -> None:
+    """Refuse what is not an AnnData of its own with at least one cell and one gene."""
+    check_anndata(adata)
     if adata.is_view:
         remedy = "adata.to_memory()" if adata.isbacked else "adata.copy()"
         raise InputError(
             "This AnnData is a view of another one, and setting it up would write to it. "
             f"Make it an object of its own first: adata = {remedy}."
         )
+    check_not_empty(adata)
+
+
+def check_not_empty(adata: AnnData) -> None:
+    """Refuse an AnnData without cells or genes."""
     if 0 in adata.shape:
         empty = "cells" if adata.n_obs == 0 else "genes"
         raise InputError(
@@ -100,6 +110,13 @@ def check_seed(seed: int) -> int:
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise InputError(f"seed must be a whole number from 0 to 2**63 - 1, not {seed!r}.")
     return int(seed)
+
+
+def check_counts(least: int = 1, **counts: int) -> None:
+    """Refuse numbers of draws, cells or components that are not whole, or below the least."""
+    for name, value in counts.items():
+        if not (isinstance(value, Integral) and not isinstance(value, bool) and value >= least):
+            raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}.")
 
 
 # Perturbations and guides
@@ -285,9 +302,12 @@ def check_covariate(adata: AnnData, key: str) -> None:
 
 
 def _check_finite(values: pd.Series, column: str) -> None:
-    infinite = ~np.isfinite(values.to_numpy(dtype=float))
+    infinite = beyond_single(values.to_numpy(dtype=float))
     if infinite.any():
-        raise InputError(f"Covariate {column} is infinite for {cells(values.index, infinite)}. Correct it.")
+        raise InputError(
+            f"Covariate {column} is infinite, or too large for single precision, for "
+            f"{cells(values.index, infinite)}. Correct it."
+        )
 
 
 def _check_not_identifier(values: pd.Series, column: str) -> None:
@@ -328,10 +348,11 @@ def check_feature_table(table: pd.DataFrame, name: str) -> None:
     text = [column for column in table.columns if not pd.api.types.is_numeric_dtype(table[column])]
     if text:
         raise InputError(f"{name} has columns that are not numbers: {listing(text)}. Drop or encode them.")
-    rows, columns = np.nonzero(~np.isfinite(table.to_numpy(dtype=float)))
+    rows, columns = np.nonzero(beyond_single(table.to_numpy(dtype=float)))
     if len(rows):
         raise InputError(
-            f"{name} holds NaN or infinite values in {len(set(rows))} of {len(table)} rows, the first is row "
+            f"{name} holds NaN or infinite values in {len(set(rows))} of {len(table)} rows (single precision "
+            f"ends at {np.finfo(np.float32).max:.0e}), the first is row "
             f"{str(table.index[rows[0]])!r}, column {str(table.columns[columns[0]])!r}. Leave out the rows "
             "of genes without features; they are then reported as not predictable."
         )
@@ -351,6 +372,11 @@ def check_feature_coverage(table: pd.DataFrame, key: str, labels: pd.Series, con
 
 
 # Shared by all checks
+
+
+def beyond_single(values: np.ndarray) -> np.ndarray:
+    """Which values are not numbers, or infinite in the single precision that the model computes in."""
+    return ~(np.abs(values) <= np.finfo(np.float32).max)
 
 
 def is_number(values: pd.Series) -> bool:

@@ -21,7 +21,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.preprocessing import normalize
 
-from sccvae_pyro.data.checks import check_feature_table, check_seed
+from sccvae_pyro.data.checks import check_counts, check_feature_table, check_seed
 from sccvae_pyro.data.counts import log1p_cp10k
 from sccvae_pyro.data.matrix import expression_matrix, select_rows
 from sccvae_pyro.data.schema import Schema, cell_labels, library_sizes
@@ -505,6 +505,7 @@ def _known(genes: Collection[str] | None, known: pd.Index, path: str | Path) -> 
 
 def _principal_components(samples: sparse.csr_matrix, n_components: int, seed: int) -> np.ndarray:
     """Scores of the centred samples; sparse data stay sparse unless all components are wanted."""
+    check_counts(n_components=n_components)
     if n_components < min(samples.shape):
         return PCA(n_components, svd_solver="arpack", random_state=_state(seed)).fit_transform(samples)
     return PCA(min(samples.shape), svd_solver="full").fit_transform(samples.toarray())
@@ -512,6 +513,7 @@ def _principal_components(samples: sparse.csr_matrix, n_components: int, seed: i
 
 def _singular_vectors(profiles: sparse.spmatrix, n_components: int, seed: int) -> np.ndarray:
     """Left singular vectors times singular values."""
+    check_counts(n_components=n_components)
     if n_components < min(profiles.shape):
         svd = TruncatedSVD(n_components, algorithm="arpack", random_state=_state(seed))
         return svd.fit_transform(sparse.csr_matrix(profiles))

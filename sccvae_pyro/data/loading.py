@@ -19,6 +19,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sccvae_pyro.data.checks import beyond_single, check_column, check_names, check_not_empty
 from sccvae_pyro.data.counts import log1p_cp10k
 from sccvae_pyro.data.matrix import BLOCK_VALUES, Columns, expression_matrix
 from sccvae_pyro.data.schema import Schema, cell_guides, cell_labels, library_sizes, parse_targets
@@ -88,7 +89,7 @@ class Covariate:
             If it holds a level that training did not see.
         """
         if not self.levels:
-            if not np.isfinite(pd.to_numeric(column, errors="coerce")).all():
+            if beyond_single(pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)).any():
                 raise InputError(
                     f"Column {self.key!r} of adata.obs must hold finite numbers, as in training."
                 )
@@ -138,6 +139,8 @@ class Coding:
         perturbations = sorted(
             {target for label in labels for target in parse_targets(label, schema.control)}
         )
+        for key in schema.covariate_keys:
+            check_column(adata, key)
         covariates = tuple(Covariate.of(key, adata.obs[key]) for key in schema.covariate_keys)
         genes = tuple(adata.var_names.astype(str))
         return cls(
@@ -199,6 +202,8 @@ class Coding:
             If genes, perturbations or covariates do not fit.
         """
         schema = Schema.of(adata)
+        check_not_empty(adata)
+        check_names(adata.var_names, "gene", "var_names")
         if schema.kind != self.schema.kind:
             raise InputError(
                 f"The model was trained on {self.schema.kind}, but these values are {schema.kind}."

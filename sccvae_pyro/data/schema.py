@@ -24,7 +24,14 @@ from sccvae_pyro.data.labels import (
     parse_targets,
 )
 from sccvae_pyro.data.matrix import expression_matrix, row_sums
-from sccvae_pyro.data.values import Kind, check_library, expression_kind, scan_values
+from sccvae_pyro.data.values import (
+    Kind,
+    check_counted,
+    check_library,
+    check_library_column,
+    expression_kind,
+    scan_values,
+)
 from sccvae_pyro.data.wording import listing, suggestion
 from sccvae_pyro.errors import InputError
 
@@ -86,8 +93,9 @@ class Schema:
         Raises
         ------
         InputError
-            If the object has not been set up.
+            If the object is no AnnData, or has not been set up.
         """
+        checks.check_anndata(adata)
         if UNS_KEY not in adata.uns:
             raise InputError(
                 "This AnnData has not been set up. Call "
@@ -110,7 +118,8 @@ class Schema:
             If the dictionary is not one that :meth:`to_uns` wrote.
         """
         names = {field.name for field in fields(cls)}
-        if not {"perturbation_key", "control", "kind"} <= set(stored) <= names:
+        needed = {"perturbation_key", "control", "kind"}
+        if not isinstance(stored, Mapping) or not needed <= set(stored) <= names:
             raise InputError(
                 f"adata.uns[{UNS_KEY!r}] holds {listing(stored)}, which setup_anndata did not write. "
                 "Run sccvae_pyro.setup_anndata on this AnnData again."
@@ -205,21 +214,36 @@ def cell_labels(adata: AnnData, schema: Schema | None = None) -> pd.Series:
     Categorical series indexed by cell name; the categories are the control label, then the sorted rest.
     """
     schema = schema or Schema.of(adata)
+    checks.check_column(adata, schema.perturbation_key)
     return canonical_labels(label_strings(adata.obs[schema.perturbation_key]), schema.control)
 
 
 def cell_guides(adata: AnnData, schema: Schema | None = None) -> pd.Series | None:
     """Guide of each cell as a string, indexed by cell name; ``None`` where guides are not labelled."""
     schema = schema or Schema.of(adata)
-    return None if schema.guide_key is None else label_strings(adata.obs[schema.guide_key])
+    if schema.guide_key is None:
+        return None
+    checks.check_column(adata, schema.guide_key)
+    return label_strings(adata.obs[schema.guide_key])
 
 
 def library_sizes(adata: AnnData, schema: Schema | None = None) -> np.ndarray:
-    """Molecules of each cell (cells): the library column, or the row sums where none was named."""
+    """Molecules of each cell (cells): the library column, or the row sums where none was named.
+
+    Raises
+    ------
+    InputError
+        If the column is missing or holds anything but positive numbers, or a cell has no counts.
+    """
     schema = schema or Schema.of(adata)
     if schema.library_key is not None:
+        checks.check_column(adata, schema.library_key)
+        check_library_column(adata, schema.library_key)
         return adata.obs[schema.library_key].to_numpy(dtype=np.float64)
-    return row_sums(expression_matrix(adata, schema.layer))
+    totals = row_sums(expression_matrix(adata, schema.layer))
+    if schema.kind == "counts":
+        check_counted(adata, totals)
+    return totals
 
 
 def feature_table(adata: AnnData, key: str) -> pd.DataFrame:

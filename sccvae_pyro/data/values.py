@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sccvae_pyro.data.checks import cells, is_number, warn
+from sccvae_pyro.data.checks import beyond_single, cells, is_number, warn
 from sccvae_pyro.data.matrix import Block, add_row_sums, blocks, expression_matrix, matrix_name
 from sccvae_pyro.errors import InputError
 
@@ -64,10 +64,10 @@ def scan_values(adata: AnnData, layer: str | None) -> Scan:
 
 
 def _check_finite(block: Block, adata: AnnData, layer: str | None) -> None:
-    infinite = ~np.isfinite(block.stored)
+    infinite = beyond_single(block.stored)
     if infinite.any():
         raise InputError(
-            f"{matrix_name(layer)} holds values that are not finite: "
+            f"{matrix_name(layer)} holds values that are not finite in single precision: "
             f"{_describe(block, infinite, adata.obs_names, adata.var_names)}. "
             "Drop that cell or gene, or mend the step that made it."
         )
@@ -113,7 +113,7 @@ def check_unchanged(values: Any, kind: Kind, cells: pd.Index, genes: pd.Index) -
     """
     block = Block(values, 0, 0)
     stored = block.stored
-    wrong = ~(np.isfinite(stored) & (stored >= 0))
+    wrong = beyond_single(stored) | (stored < 0)
     if kind == "counts":
         wrong |= _is_fractional(stored)
     if wrong.any():
@@ -192,30 +192,38 @@ def _looks_like_counts(matrix: Any) -> bool:
 def check_library(adata: AnnData, key: str | None, totals: np.ndarray, kind: Kind) -> None:
     """Refuse library sizes that cannot be, given the molecules counted in each cell (``totals``)."""
     if key is not None:
-        _check_positive(adata, key)
+        check_library_column(adata, key)
         if kind == "counts":
             _check_at_least_counted(adata, key, totals)
         else:
             _warn_library_unused(key)
-    elif kind == "counts" and not totals.all():
+    elif kind == "counts":
+        check_counted(adata, totals)
+
+
+def check_counted(adata: AnnData, totals: np.ndarray) -> None:
+    """Refuse cells without a molecule: their library size would be zero."""
+    if not totals.all():
         raise InputError(
             f"No counts at all in {cells(adata.obs_names, totals == 0)}. Drop them, or pass the library size "
             "over the whole transcriptome (library_key=)."
         )
 
 
-def _check_positive(adata: AnnData, key: str) -> None:
+def check_library_column(adata: AnnData, key: str) -> None:
+    """Refuse library sizes that are not positive numbers."""
     column, values = f"Library size adata.obs[{key!r}]", adata.obs[key]
     if not is_number(values):
         raise InputError(
             f"{column} has dtype {values.dtype}; it must be a number of molecules per cell. Convert it."
         )
     library = values.to_numpy(dtype=np.float64)
-    wrong = ~(np.isfinite(library) & (library > 0))
+    wrong = beyond_single(library) | (library <= 0)
     if wrong.any():
         raise InputError(
-            f"{column} must be positive and finite; it is not for {cells(adata.obs_names, wrong)} "
-            f"({library[np.argmax(wrong)]:g}). Drop those cells or correct it."
+            f"{column} must be positive and finite in single precision; it is not for "
+            f"{cells(adata.obs_names, wrong)} ({library[np.argmax(wrong)]:g}). "
+            "Drop those cells or correct it."
         )
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from sccvae_pyro.data.checks import check_seed
+from sccvae_pyro.data.checks import check_counts, check_seed
 from sccvae_pyro.data.counts import log1p_cp10k
 from sccvae_pyro.data.labels import canonical_label, parse_targets
 from sccvae_pyro.data.loading import Profiles, profiles
@@ -116,8 +116,13 @@ def score(
     InputWarning
         If held-out perturbations are left out, with the reason.
     """
+    if not isinstance(predictions, AnnData | Mapping):
+        raise InputError(
+            f"predictions must be an AnnData, or one for each method by name, not {predictions!r}."
+        )
     methods = {"prediction": predictions} if isinstance(predictions, AnnData) else dict(predictions)
     seed = check_seed(seed)
+    check_counts(n_bootstrap=n_bootstrap)
     for name, prediction in methods.items():
         _check_layout(name, prediction)
     _check_screens(train, held_out)
@@ -146,11 +151,11 @@ def score(
 
 
 def _check_screens(train: AnnData, held_out: AnnData) -> None:
+    schemas = Schema.of(train), Schema.of(held_out)
     if not train.var_names.equals(held_out.var_names):
         differing = train.var_names.symmetric_difference(held_out.var_names)
         which = listing(differing) if len(differing) else "their order"
         raise InputError(f"train and held_out differ in their genes: {which}. Take both from one AnnData.")
-    schemas = Schema.of(train), Schema.of(held_out)
     for setting in ("kind", "library_key"):
         first, second = (getattr(schema, setting) for schema in schemas)
         if first != second:
@@ -333,6 +338,8 @@ class _Target:
 
     @classmethod
     def truth(cls, truth: pd.DataFrame, protocol: _Protocol) -> _Target:
+        if not isinstance(truth, pd.DataFrame):
+            raise InputError(f"truth must be a DataFrame, labels x genes, not {truth!r}.")
         rows, columns = pd.Index([protocol.control, *protocol.labels]), protocol.genes
         absent = [*rows.difference(truth.index), *columns.difference(truth.columns)]
         if absent:
@@ -373,10 +380,14 @@ class _Prediction:
             sd=np.asarray(adata.layers["sd"], dtype=float)[block] if "sd" in adata.layers else None,
             draws=None if draws is None else np.asarray(draws)[block[0][:, 0]][:, :, genes],
         )
-        found._check_finite(name, protocol)
+        found._check_values(name, protocol)
         return found
 
-    def _check_finite(self, name: str, protocol: _Protocol) -> None:
+    def _check_values(self, name: str, protocol: _Protocol) -> None:
+        if self.sd is not None and (self.sd < 0).any():
+            raise InputError(
+                f"The prediction {name!r} holds a standard deviation below zero. Correct its 'sd'."
+            )
         draws = None if self.draws is None else self.draws.mean(axis=1)
         for part, values in {"mean": self.mean, "sd": self.sd, "draws": draws}.items():
             if values is None or np.isfinite(values).all():

@@ -365,3 +365,18 @@ def test_held_out_cells_must_not_be_training_cells(screen):
 def test_bad_seed(screen, seed):
     with pytest.raises(InputError, match=f"seed must be a whole number from 0 to .* not {seed!r}"):
         score(screen.oracle(), screen.held_out, screen.train, seed=seed)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, "a", True])
+def test_bad_number_of_resamples(screen, number):
+    with pytest.raises(InputError, match=f"n_bootstrap must be .* at least 1, not {number!r}"):
+        score(screen.oracle(), screen.held_out, screen.train, n_bootstrap=number)
+
+
+def test_what_is_no_prediction_and_no_truth(screen):
+    with pytest.raises(InputError, match="predictions must be an AnnData, or one for each method"):
+        score(None, screen.held_out, screen.train)
+    with pytest.raises(InputError, match="truth must be a DataFrame, labels x genes, not 5"):
+        score(screen.oracle(), screen.held_out, screen.train, truth=5)
+    with pytest.raises(InputError, match=r"'prediction' .*below zero"):
+        score(screen.oracle(sd=-0.1), screen.held_out, screen.train)
