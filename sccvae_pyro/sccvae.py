@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sccvae_pyro import storage
 from sccvae_pyro.data.checks import check_counts, check_seed
+from sccvae_pyro.data.labels import as_labels
 from sccvae_pyro.data.loading import Coding, Covariate, Screen
 from sccvae_pyro.data.schema import Schema, canonical_label, cell_labels, parse_targets
 from sccvae_pyro.data.wording import folded, listing, nearest, question
@@ -433,14 +434,31 @@ class SCCVAE:
         values = results.log_density(self.program, draws, screen, self._push(draws, labels, seed), seed)
         return pd.Series(values, index=adata.obs_names, name="log_density")
 
-    def predictable(self, genes: Sequence[str]) -> pd.DataFrame:
+    def predictable(self, genes: Sequence[Perturbation] | str) -> pd.DataFrame:
         """Say which genes' perturbation can be predicted, and why not.
+
+        Parameters
+        ----------
+        genes
+            Genes, or labels as of :meth:`predict`: a combination can be predicted where all its targets can.
 
         Returns
         -------
-        DataFrame with columns ``gene``, ``predictable`` and ``reason``.
+        DataFrame with columns ``gene``, ``predictable`` and ``reason``, in the order they are asked for.
+
+        Raises
+        ------
+        InputError
+            If a label is none; see :meth:`predict`.
         """
-        genes = [genes] if isinstance(genes, str) else list(genes)
+        control = self.coding.schema.control
+        parsed = [parse_targets(label, control) for label in as_labels(genes)]
+        answers = self._predictable(sorted({target for targets in parsed for target in targets}))
+        rows = [(canonical_label(targets, control), *_answer(answers, targets)) for targets in parsed]
+        return pd.DataFrame(rows, columns=list(answers)).astype({"predictable": bool})
+
+    def _predictable(self, genes: Sequence[str]) -> pd.DataFrame:
+        """The same of single genes."""
         if self.features is not None:
             table = self.features.predictable(genes)
         else:
@@ -746,16 +764,17 @@ class SCCVAE:
 
     def _labels(self, perturbations: Sequence[Perturbation] | str) -> list[str]:
         """Canonical labels; each target seen or predictable."""
-        asked = [perturbations] if isinstance(perturbations, str) else list(perturbations)
         control = self.coding.schema.control
-        parsed = [parse_targets(label, control) for label in asked]
+        parsed = [parse_targets(label, control) for label in as_labels(perturbations)]
+        if not parsed:
+            raise InputError("No perturbation is asked for. Name at least one.")
         known = self.coding.perturbations
         unknown = sorted({target for targets in parsed for target in targets}.difference(known))
         _check_spelling(unknown, [control, *known])
         self.program.check(self._targets(unknown))
         if unknown and self.features is None and self.priors.direction.reads_features:
             _warn_of_population(unknown, known)
-        table = self.predictable(unknown)
+        table = self._predictable(unknown)
         if not table["predictable"].all():
             refused = table[~table["predictable"]]
             reason = f"{refused['gene'].iloc[0]} has {refused['reason'].iloc[0]}"
@@ -798,6 +817,15 @@ class SCCVAE:
         """What the priors know of perturbations without cells."""
         rows = np.zeros((len(unseen), 0)) if self.features is None else self.features.rows(unseen)
         return self.program.describe(torch.as_tensor(rows, dtype=torch.float32), self._targets(unseen))
+
+
+def _answer(answers: pd.DataFrame, targets: Sequence[str]) -> tuple[bool, str]:
+    """Whether a label can be predicted, and the reason: the first of its targets that cannot decides."""
+    if not targets:
+        return True, "control cells"
+    found = answers.set_index("gene").loc[list(targets)].sort_values("predictable", kind="stable")
+    predictable, reason = found.iloc[0]
+    return predictable, reason if predictable or len(targets) == 1 else f"{found.index[0]}: {reason}"
 
 
 def _check_sizes(sizes: Sizes, coding: Coding) -> None:

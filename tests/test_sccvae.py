@@ -792,3 +792,39 @@ def test_one_of_everything():
     assert np.isfinite(model.predict(["G0000"], n_samples=3).X).all()
     assert len(model.edges(n_samples=3)) == 0
     assert len(model.penetrance(n_samples=3)) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (None, "list of labels such as .* not None"),
+        (5, "list of labels such as .* not 5"),
+        (np.nan, "list of labels such as .* not nan"),
+        (np.array("G0001"), "list of labels"),
+        (pd.DataFrame({"G0001": [1]}), "list of labels"),
+        ({"G0001": 1}, "list of labels"),
+        ([None], "A perturbation is a label .* not None"),
+        ([np.nan], "A perturbation is a label .* not nan"),
+        ([5], "A perturbation is a label .* not 5"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_list_of_labels(fitted, asked, message):
+    with pytest.raises(InputError, match=message):
+        fitted.predict(asked, n_samples=2)
+    with pytest.raises(InputError, match=message):
+        fitted.predictable(asked)
+
+
+def test_no_label(fitted):
+    refused(lambda: fitted.predict([], n_samples=2), "No perturbation is asked for")
+    assert fitted.predictable([]).empty
+
+
+def test_what_can_be_predicted_is_called_predictable(held_out):
+    asked = ["G0001+G0002", "control", ["G0001"], "G0001+Nope", "Nope"]
+    table = held_out.predictable(asked)
+    assert table["gene"].tolist() == ["G0001+G0002", "control", "G0001", "G0001+Nope", "Nope"]
+    assert table["predictable"].tolist() == [True, True, True, False, False]
+    assert table["reason"].iloc[3] == f"Nope: {table['reason'].iloc[4]}"
+    held_out.predict(asked[:3], n_samples=2)

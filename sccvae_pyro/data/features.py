@@ -270,8 +270,15 @@ class FeatureTable:
         Returns
         -------
         DataFrame with columns ``gene``, ``predictable`` (bool) and ``reason`` (empty where it is).
+
+        Raises
+        ------
+        InputError
+            If a gene is not a string.
         """
         genes = list(genes)
+        if wrong := [gene for gene in genes if not isinstance(gene, str)]:
+            raise InputError(f"Genes are asked for by their names, not by {wrong[0]!r}.")
         reasons = [self._reason(gene) for gene in genes]
         return pd.DataFrame(
             {"gene": genes, "predictable": [not reason for reason in reasons], "reason": reasons}

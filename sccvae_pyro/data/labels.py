@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,24 @@ from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError
 
 SEPARATOR = "+"
+
+
+def as_labels(perturbations: object) -> list[str | Sequence[str]]:
+    """Perturbations that are asked for as a list, from one label or several of them.
+
+    Raises
+    ------
+    InputError
+        If they are neither: a table or mapping has labels and something else.
+    """
+    if isinstance(perturbations, str):
+        return [perturbations]
+    is_table = isinstance(perturbations, Mapping | bytes) or getattr(perturbations, "ndim", 1) != 1
+    if is_table or not isinstance(perturbations, Iterable):
+        raise InputError(
+            f"Perturbations are a list of labels such as ['A', 'A{SEPARATOR}B'], not {perturbations!r}."
+        )
+    return list(perturbations)
 
 
 def parse_targets(label: str | Sequence[str], control: str) -> tuple[str, ...]:

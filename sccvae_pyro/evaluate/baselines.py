@@ -27,7 +27,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import special
 
-from sccvae_pyro.data.labels import canonical_label, parse_targets
+from sccvae_pyro.data.labels import as_labels, canonical_label, parse_targets
 from sccvae_pyro.data.loading import Profiles, profiles
 from sccvae_pyro.data.schema import Schema
 from sccvae_pyro.data.wording import listing
@@ -193,7 +193,7 @@ class Baseline(ABC):
         InputError
             If a perturbation cannot be predicted; the message names it.
         """
-        targets = [parse_targets(perturbation, training.control) for perturbation in perturbations]
+        targets = [parse_targets(label, training.control) for label in as_labels(perturbations)]
         effects = self.effects(training, features, [target for target in targets if target])
         is_control = np.array([not target for target in targets], dtype=bool)
         status = ["control" if not t else "seen" if t in training.targets else "unseen" for t in targets]
@@ -649,6 +649,7 @@ def predict_baselines(
 
     Parameters and errors are those of :meth:`Baseline.predict`.
     """
+    perturbations = as_labels(perturbations)
     combined = any(len(parse_targets(label, training.control)) > 1 for label in perturbations)
     names = [name for name in BASELINES if combined or name != "additive"]
     return {name: BASELINES[name].predict(training, features, perturbations) for name in names}

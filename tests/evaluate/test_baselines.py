@@ -151,6 +151,7 @@ def test_predict_baselines_adds_only_where_there_is_something_to_add(world):
     train, features, _ = world
     assert "additive" not in baselines.predict_baselines(train, features, ["G31"])
     assert set(baselines.predict_baselines(train, features, ["G31+G32"])) == set(BASELINES)
+    assert list(baselines.predict_baselines(train, features, "G31")["control"].obs_names) == ["G31"]
 
 
 # One by one
