@@ -99,7 +99,7 @@ def write_anndata(adata: AnnData, path: str | Path) -> Path:
 
 def write_text(text: str, path: str | Path) -> Path:
     """Write a text file."""
-    return write_whole(Path(path), lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+    return write_whole(as_path(path), lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:

@@ -828,3 +828,10 @@ def test_what_can_be_predicted_is_called_predictable(held_out):
     assert table["predictable"].tolist() == [True, True, True, False, False]
     assert table["reason"].iloc[3] == f"Nope: {table['reason'].iloc[4]}"
     held_out.predict(asked[:3], n_samples=2)
+
+
+def test_a_drawing_needs_a_format_and_a_folder(fitted, tmp_path):
+    refused(lambda: fitted.render(tmp_path / "program.foo"), "program.foo", ".pdf or .png or .svg")
+    refused(lambda: fitted.render(f"{__file__}/program.pdf"), "is a file")
+    refused(lambda: fitted.render(5), "not 5")
+    assert not list(tmp_path.iterdir())

@@ -25,6 +25,7 @@ from sccvae_pyro.data.labels import SEPARATOR, canonical_label, parse_targets
 from sccvae_pyro.data.schema import Schema, cell_labels
 from sccvae_pyro.data.wording import listing, suggestion
 from sccvae_pyro.errors import InputError
+from sccvae_pyro.files import read_text, write_text
 
 FRACTIONS = MappingProxyType({"train": 0.7, "validation": 0.1, "test": 0.2})
 
@@ -89,16 +90,13 @@ class Split:
 
     def to_json(self, path: str | Path) -> None:
         """Write the split to a file, whole or not at all."""
-        path = Path(path)
         stored = {
             "name": self.name,
             "seed": int(self.seed),
             "held_out": list(self.held_out),
             "parts": {part: cells.tolist() for part, cells in self.parts.items()},
         }
-        unfinished = path.with_name(f"{path.name}.tmp")
-        unfinished.write_text(json.dumps(stored), encoding="utf-8")
-        unfinished.replace(path)
+        write_text(json.dumps(stored), path)
 
     @classmethod
     def from_json(cls, path: str | Path) -> Split:
@@ -109,12 +107,14 @@ class Split:
         InputError
             If the file cannot be read or holds no split.
         """
+        text = read_text(path)
         try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+            stored = json.loads(text)
+            listed = (stored["held_out"], *stored["parts"].values())
+            if not all(isinstance(names, list) for names in listed):
+                raise TypeError("cells and held-out labels are lists")
             return cls(stored["name"], stored["parts"], stored["seed"], tuple(stored["held_out"]))
-        except OSError as error:
-            raise InputError(f"Cannot read the split {path}: {error.strerror}. Check the path.") from error
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, RecursionError, AttributeError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path} does not hold a split. Pass a file that Split.to_json wrote."
             ) from error

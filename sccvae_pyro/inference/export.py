@@ -14,6 +14,7 @@ import torch
 from sccvae_pyro.data.features import FeatureTable
 from sccvae_pyro.data.loading import Batch, Coding, Covariate, Screen
 from sccvae_pyro.errors import InputError
+from sccvae_pyro.files import as_path, check_file
 from sccvae_pyro.inference.posterior import Draws
 from sccvae_pyro.models.program import Program
 
@@ -114,14 +115,20 @@ def _from_dict(groups: dict[str, dict[str, Any]], **names: Any) -> Any:
     return arviz.from_dict(**groups, **names)
 
 
+PICTURES = (".pdf", ".png", ".svg")
+"""Formats of a drawn program."""
+
+
 def render(program: Program, screen: Screen | None, filename: str | Path | None) -> Any:
     """Draw the program with ``pyro.render_model``.
 
     Raises
     ------
     InputError
-        If the Python package or the program graphviz is missing.
+        If the Python package or the program graphviz is missing, or the file cannot be written.
     """
+    if filename is not None and check_file(as_path(filename)).suffix not in PICTURES:
+        raise InputError(f"Cannot tell the format of {filename}. Give it the suffix {' or '.join(PICTURES)}.")
     batch = example(program, screen)
     try:
         return pyro.render_model(

@@ -16,7 +16,7 @@ from sccvae_pyro.errors import InputError
 from sccvae_pyro.models.factors import MeanField
 from sccvae_pyro.models.graph_edges import Edges, GraphPrior, Laplace, _EdgePrior, node_names
 from sccvae_pyro.models.graph_known import KnownGraph
-from sccvae_pyro.models.slot import Perturbations, Sizes
+from sccvae_pyro.models.slot import Perturbations, Sizes, names
 
 TEMPERATURE = 0.1
 """Difference of scores over which a turned edge is felt; the scores have a spread of one.
@@ -68,9 +68,7 @@ class Ordered(_WithinOrder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "order", tuple(self.order))
-        if twice := sorted({name for name in self.order if self.order.count(name) > 1}):
-            raise InputError(f"Ordered: order names {listing(twice)} more than once")
+        names(self, order=self.order)
 
     def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
         """Sample ``B``, ``nodes x nodes``."""
@@ -81,13 +79,13 @@ class Ordered(_WithinOrder):
         return self.graph.factor(self._edges(sizes), sizes)
 
     def _edges(self, sizes: Sizes) -> Edges:
-        names = node_names(sizes)
-        order = self.order or names
-        if unknown := sorted(set(order) - set(names)):
+        nodes = node_names(sizes)
+        order = self.order or nodes
+        if unknown := sorted(set(order) - set(nodes)):
             raise InputError(f"Ordered: the model has no node {listing(unknown)}")
-        if missing := sorted(set(names) - set(order)):
+        if missing := sorted(set(nodes) - set(order)):
             raise InputError(f"Ordered: order leaves out {listing(missing)}. Name every node.")
-        return Edges.in_order(torch.tensor([names.index(name) for name in order]))
+        return Edges.in_order(torch.tensor([nodes.index(name) for name in order]))
 
 
 @dataclass(frozen=True)

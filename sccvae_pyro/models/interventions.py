@@ -129,7 +129,7 @@ class Kinds(_OnOwnNode):
         if not isinstance(self.kinds, Mapping):
             raise InputError(f"Kinds: kinds must be a table from perturbation to kind, not {self.kinds!r}")
         object.__setattr__(self, "kinds", {str(name): kind for name, kind in self.kinds.items()})
-        for name, kind in {**self.kinds, "otherwise": self.otherwise}.items():
+        for name, kind in [*self.kinds.items(), ("otherwise", self.otherwise)]:
             if kind not in KINDS:
                 raise InputError(f"Kinds: {name} cannot be {kind!r}. {suggestion(kind, KINDS, 'kinds')}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from sccvae_pyro.data.wording import listing, nearest, question
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.models.networks import AnchoredDecoder, AnchoredEncoder, Decoder, Encoder
-from sccvae_pyro.models.slot import Member, Sizes, whole
+from sccvae_pyro.models.slot import Member, Sizes, names, whole
 
 
 class Placed(NamedTuple):
@@ -86,12 +86,7 @@ class Anchored(Nodes):
     genes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # The order of the genes counts: what has none is refused.
-        if isinstance(self.genes, str | Mapping | Set) or not isinstance(self.genes, Iterable):
-            raise InputError(f"Anchored: genes must be a list of names, not {self.genes!r}")
-        object.__setattr__(self, "genes", tuple(str(gene) for gene in self.genes))
-        if twice := sorted({gene for gene in self.genes if self.genes.count(gene) > 1}):
-            raise InputError(f"Anchored: genes names {listing(twice)} more than once")
+        names(self, genes=self.genes)
 
     def place(self, genes: Sequence[str], perturbations: Sequence[str]) -> Placed:
         """Find the genes.

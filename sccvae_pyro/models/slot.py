@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -19,7 +19,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from sccvae_pyro.data.wording import suggestion
+from sccvae_pyro.data.wording import listing, suggestion
 from sccvae_pyro.errors import InputError
 
 SMALLEST, LARGEST = 1e-15, 1e15
@@ -292,6 +292,24 @@ def share(member: Member, **values: float) -> None:
     for name, value in values.items():
         if not (_is_number(number := _plain(member, name, value)) and 0 <= number <= 1):
             raise InputError(f"{type(member).__name__}: {name} must lie between 0 and 1, not {value!r}")
+
+
+def names(member: Member, **values: Any) -> None:
+    """Keep settings as tuples of names, each named once, in an order that counts.
+
+    Raises
+    ------
+    InputError
+        Naming the member, the setting and what is wrong.
+    """
+    for name, value in values.items():
+        listed = isinstance(value, Iterable) and not isinstance(value, str | Mapping | Set)
+        found = tuple(value) if listed else ()
+        if not listed or not all(isinstance(entry, str) for entry in found):
+            raise InputError(f"{type(member).__name__}: {name} must be a list of names, not {value!r}")
+        if twice := sorted({entry for entry in found if found.count(entry) > 1}):
+            raise InputError(f"{type(member).__name__}: {name} names {listing(twice)} more than once")
+        object.__setattr__(member, name, found)
 
 
 def _plain(member: Member, name: str, value: Any) -> Any:

@@ -279,12 +279,25 @@ def test_file_round_trip(adata, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"name": "cells"}', '{"name": "x", "seed": 0, "held_out": [], "parts": []}']
+    "text",
+    [
+        "{",
+        "[]",
+        '{"name": "cells"}',
+        '{"name": "x", "seed": 0, "held_out": [], "parts": []}',
+        '{"name": "x", "seed": 0, "held_out": [], "parts": {"train": 5}}',
+        '{"name": "x", "seed": 0, "held_out": "abc", "parts": {"train": []}}',
+        9999 * "[",
+    ],
+    ids=range(7),
 )
 def test_bad_file(tmp_path, text):
     path = tmp_path / "split.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"split.json does not hold a split.*to_json"):
         Split.from_json(path)
-    with pytest.raises(InputError, match=r"Cannot read the split .*none.json"):
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"split.json is not a text in UTF-8"):
+        Split.from_json(path)
+    with pytest.raises(InputError, match=r"Cannot read .*none.json"):
         Split.from_json(tmp_path / "none.json")

@@ -200,6 +200,8 @@ def test_kinds_are_read_back():
 def test_unknown_kind_is_refused():
     with pytest.raises(InputError, match=r"STAT1.*'doo'.*'do'"):
         Kinds({"STAT1": "doo"})
+    with pytest.raises(InputError, match="otherwise cannot be 'foo'"):
+        Kinds({"otherwise": "foo"})
 
 
 def test_unknown_perturbation_is_refused():
