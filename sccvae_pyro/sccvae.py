@@ -145,6 +145,8 @@ class SCCVAE:
             raise InputError(
                 f"There are no control cells ({self.coding.schema.control!r}); the model starts from them."
             )
+        if not self.coding.perturbations:
+            raise InputError("Every cell is a control, so there is no perturbation to learn from.")
         self.priors = spec.priors(self.coding.schema.kind)
         self.features = build.features_of(adata, self.coding) if self._reads_features else None
         logger.info("likelihood: %s, for %s", type(self.priors.likelihood).__name__, self.coding.schema.kind)

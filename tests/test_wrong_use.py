@@ -169,3 +169,25 @@ def test_counts_lost_after_set_up_are_noticed():
     screen.X[3] = 0
     with pytest.raises(InputError, match=r"No counts at all in 1 of \d+ cells"):
         sv.SCCVAE(screen)
+
+
+@pytest.mark.parametrize(
+    ("few", "message"),
+    [
+        (lambda labels: ~labels.duplicated(), "Every label has a single cell"),
+        (lambda labels: (labels == "G0001").cumsum().eq(1) & ~labels.duplicated(), "no control cells"),
+        (lambda labels: labels == "control", "Every cell is a control"),
+    ],
+)
+def test_screens_too_small_to_learn_from(screen, few, message):
+    cells = screen[few(screen.obs["perturbation"].astype(str)).to_numpy()].copy()
+    with pytest.raises(InputError, match=message):
+        sv.SCCVAE(cells, n_nodes=2, hidden=(4,)).fit(max_epochs=1, progress=False)
+
+
+def test_control_cells_without_a_count_describe_no_gene():
+    screen = small_screen()
+    sv.setup_anndata(screen, "perturbation", "control", library_key="total_umi")
+    screen.X[(screen.obs["perturbation"] == "control").to_numpy().nonzero()[0]] = 0
+    with pytest.raises(InputError, match="No gene is expressed in any control cell"):
+        sv.SCCVAE(screen)

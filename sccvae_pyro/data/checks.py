@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from numbers import Integral
 
 import numpy as np
@@ -145,12 +145,14 @@ def _check_labels(labels: pd.Series, column: str) -> None:
             f"{column} is missing (NaN) for {cells(labels.index, missing)}. "
             f"Drop them: adata = adata[{column}.notna()].copy()."
         )
+    other = ~labels.map(lambda label: isinstance(label, str)).to_numpy(dtype=bool)
+    if other.any():  # before they are counted, which sets and dictionaries cannot be
+        label = labels.iloc[int(np.argmax(other))]
+        raise InputError(
+            f"{column} holds {label} ({type(label).__name__}); labels must be strings. "
+            f"Convert them: {column} = {column}.astype(str)."
+        )
     for label in labels.unique():
-        if not isinstance(label, str):
-            raise InputError(
-                f"{column} holds {label} ({type(label).__name__}); labels must be strings. "
-                f"Convert them: {column} = {column}.astype(str)."
-            )
         if label.strip().casefold() in ("", "nan", "<na>"):
             culprits = (labels == label).to_numpy()
             raise InputError(
@@ -281,8 +283,8 @@ def check_covariate_choice(keys: Sequence[str], perturbation_key: str, guide_key
         )
 
 
-def check_covariate(adata: AnnData, key: str) -> None:
-    """Refuse a covariate that is missing, infinite, constant, or different for every cell."""
+def check_covariate(adata: AnnData, key: str, labels: pd.Series) -> None:
+    """Refuse a covariate that is missing, infinite, constant, different for every cell, or the label anew."""
     values, column = adata.obs[key], f"adata.obs[{key!r}]"
     missing = values.isna().to_numpy()
     if missing.any():
@@ -290,6 +292,8 @@ def check_covariate(adata: AnnData, key: str) -> None:
             f"Covariate {column} is missing (NaN) for {cells(values.index, missing)}. "
             "Fill it, drop those cells, or leave it out of covariate_keys."
         )
+    if not values.map(lambda value: isinstance(value, Hashable)).all():
+        raise InputError(f"Covariate {column} holds lists or tables. Give one number or name for each cell.")
     if values.nunique() == 1:
         raise InputError(
             f"Covariate {column} is constant ({values.iloc[0]}), so it explains nothing. "
@@ -299,6 +303,12 @@ def check_covariate(adata: AnnData, key: str) -> None:
         _check_finite(values, column)
     else:
         _check_not_identifier(values, f"Covariate {column}")
+    pairs = pd.DataFrame({"value": values, "label": labels.astype(str)}).drop_duplicates()
+    if len(pairs) == values.nunique() == labels.nunique():
+        raise InputError(
+            f"Covariate {column} tells the perturbations apart one by one, so that correcting for it would "
+            "remove their effects. Leave it out of covariate_keys."
+        )
 
 
 def _check_finite(values: pd.Series, column: str) -> None:

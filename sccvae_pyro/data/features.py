@@ -54,6 +54,11 @@ def control_pca(adata: AnnData, n_components: int = 50, seed: int = 0) -> pd.Dat
     Returns
     -------
     DataFrame, genes x components. Genes without expression in any control cell are absent.
+
+    Raises
+    ------
+    InputError
+        If no gene is expressed in any.
     """
     schema = Schema.of(adata)
     is_control = (cell_labels(adata, schema) == schema.control).to_numpy()
@@ -62,6 +67,10 @@ def control_pca(adata: AnnData, n_components: int = 50, seed: int = 0) -> pd.Dat
     if schema.kind == "counts":
         values = log1p_cp10k(values, library_sizes(adata, schema)[is_control])
     expressed = np.asarray(values.sum(axis=0)).ravel() > 0
+    if not expressed.any():
+        raise InputError(
+            "No gene is expressed in any control cell, so these describe none. Give features (feature_key)."
+        )
     samples = sparse.csr_matrix(values).T.tocsr()[expressed]
     return _block(
         "control_pca", _principal_components(samples, n_components, seed), adata.var_names[expressed]

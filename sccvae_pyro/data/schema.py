@@ -195,7 +195,7 @@ def setup_anndata(
         checks.check_guides(adata, guide_key, labels)
     checks.check_covariate_choice(covariates, perturbation_key, guide_key)
     for key in covariates:
-        checks.check_covariate(adata, key)
+        checks.check_covariate(adata, key, labels)
     if feature_key is not None:
         checks.check_feature_coverage(feature_table(adata, feature_key), feature_key, labels, control)
 

@@ -105,7 +105,8 @@ def fit(
     Raises
     ------
     InputError
-        If the run is to go on from a checkpoint that is damaged or of another run.
+        If every label has a single cell, the fit diverges, or it is to go on from a checkpoint that is
+        damaged or of another run.
     """
     origin = Origin(program, screen, spec)
     train, validation = split_rows(screen, spec)
@@ -160,7 +161,13 @@ def fit(
 
 
 def split_rows(screen: Screen, spec: InferenceSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Split cells into training and validation rows, the same share of every label."""
+    """Split cells into training and validation rows, the same share of every label.
+
+    Raises
+    ------
+    InputError
+        If every label has a single cell.
+    """
     rng = np.random.default_rng([spec.seed, 7])
     order = rng.permutation(len(screen))
     codes = screen.labels.cat.codes.to_numpy()[order]
@@ -169,6 +176,8 @@ def split_rows(screen: Screen, spec: InferenceSpec) -> tuple[np.ndarray, np.ndar
     held = rank < np.floor(spec.validation_fraction * size)
     if not held.any():  # every label is too small to share: take a few cells of the largest
         held = (rank < 1) & (size == size.max())
+    if held.all():
+        raise InputError("Every label has a single cell, so none is left to validate on. Add cells.")
     return np.sort(order[~held]), np.sort(order[held])
 
 

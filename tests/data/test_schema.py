@@ -417,7 +417,37 @@ def test_guide_per_cell():
     refused(screen(guide=barcodes), "adata.obs['guide']", "each of the 8 cells", guide_key="guide")
 
 
+@pytest.mark.parametrize("label", [{"A"}, {"A": 1}, 5, True], ids=repr)
+def test_labels_of_another_type(label):
+    labels = pd.Series([label, *LABELS[1:]], dtype=object).to_numpy()
+    refused(screen(perturbation=labels), f"holds {label} ({type(label).__name__})", "must be strings")
+
+
 # Covariates
+
+
+def test_covariates_of_lists():
+    refused(screen(batch=[["x"]] * 8), "adata.obs['batch'] holds lists", covariate_keys=["batch"])
+
+
+def test_covariates_that_are_the_perturbation():
+    adata = screen()
+    setup_anndata(adata, "perturbation", "control")
+    other_names = ["cells of " + label for label in cell_labels(adata)]
+    numbers = pd.factorize(np.array(other_names))[0] + 0.5
+    for copy in (other_names, numbers):
+        adata = screen(copy=copy)
+        refused(adata, "adata.obs['copy'] tells the perturbations apart", covariate_keys=["copy"])
+
+
+def test_values_beyond_single_precision():
+    values = counts().astype(float)
+    values[2, 1] = 1e39
+    refused(screen(values), "not finite in single precision", "cell 'c2', gene 'g1'")
+    refused(
+        screen(dose=[1e300, *range(7)]), "too large for single precision", "'c0'", covariate_keys=["dose"]
+    )
+    refused(screen(total=[1e39] * 8), "finite in single precision", library_key="total")
 
 
 @pytest.mark.parametrize(
