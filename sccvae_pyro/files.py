@@ -23,7 +23,7 @@ def check_anndata_path(path: str | Path) -> Path:
     InputError
         If the suffix is neither ``.h5ad`` nor ``.zarr``, or as in :func:`check_file`.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix not in SUFFIXES:
         raise InputError(f"Cannot tell the format of {path}. Give it the suffix .h5ad or .zarr.")
     return check_file(path)
@@ -50,10 +50,14 @@ def as_path(path: object) -> Path:
     Raises
     ------
     InputError
-        If it is neither a string nor a path.
+        If it is neither a string nor a path, or cannot be looked up: too long, or in a closed folder.
     """
     if not isinstance(path, str | Path):
         raise InputError(f"Give the path of a file or folder, not {path!r}.")
+    try:
+        Path(path).exists()
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be a path here: {error.strerror}. Name another.") from error
     return Path(path)
 
 
@@ -108,13 +112,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     Raises
     ------
     InputError
-        As in :func:`check_file`.
+        As in :func:`check_file`, or if writing fails; nothing is left then.
     """
     check_file(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
-    _remove(unfinished)
-    write(unfinished)
+    unfinished = as_path(path.with_name(f".{path.stem}.unfinished{path.suffix}"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(unfinished)
+        write(unfinished)
+    except Exception as error:  # the writers of HDF5, zarr and torch raise many kinds
+        _remove(unfinished)
+        raise InputError(f"Cannot write {path}: {error}. Correct that, or name another place.") from error
     if unfinished.is_file():
         _to_disk(unfinished)
     if path.is_dir():

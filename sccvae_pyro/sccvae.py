@@ -23,6 +23,7 @@ from sccvae_pyro.data.loading import Coding, Covariate, Screen
 from sccvae_pyro.data.schema import Schema, canonical_label, cell_labels, parse_targets
 from sccvae_pyro.data.wording import folded, listing, nearest, question
 from sccvae_pyro.errors import InputError, InputWarning
+from sccvae_pyro.files import as_path
 from sccvae_pyro.inference import export, mcmc, posterior, predictive, results, svi
 from sccvae_pyro.inference.checkpoint import checkpoint_folder
 from sccvae_pyro.inference.describe import describe
@@ -30,6 +31,7 @@ from sccvae_pyro.inference.discrepancy import Discrepancy, fit_discrepancy
 from sccvae_pyro.inference.spec import InferenceSpec, NUTSSpec
 from sccvae_pyro.models import build
 from sccvae_pyro.models.graph_edges import node_names
+from sccvae_pyro.models.program import Program
 from sccvae_pyro.models.responders import AllCells
 from sccvae_pyro.models.slot import Described, Member, Sizes, Targets, own_nodes
 from sccvae_pyro.models.spec import ModelSpec
@@ -692,7 +694,7 @@ class SCCVAE:
             tensors |= {f"{part}.{name}": torch.as_tensor(value) for name, value in values._asdict().items()}
         if self.features is not None:
             tensors |= build.feature_tensors(self.features)
-        storage.save(Path(folder), description, tensors, self.history)
+        storage.save(as_path(folder), description, tensors, self.history)
 
     @classmethod
     def load(cls, folder: str | Path) -> SCCVAE:
@@ -710,15 +712,17 @@ class SCCVAE:
         try:
             model.spec = ModelSpec.read(description["spec"])
             model.coding = _coding(description["coding"])
+            sizes = Sizes(**description["sizes"])
+            _check_sizes(sizes, model.coding)
             model.features = build.features_from(description["features"], tensors)
             model.priors = model.spec.priors(model.coding.schema.kind)
-            model.program = build.empty_program(model.spec, model.priors, Sizes(**description["sizes"]))
+            model.program = build.empty_program(model.spec, model.priors, sizes)
             model.program.load_state_dict(_part(tensors, "program."))
-            _check_sizes(model.program.sizes, model.coding)
             model.controls = results.controls_from(_part(tensors, "controls."))
             stored = _part(tensors, "discrepancy.")
             model.discrepancy = Discrepancy(**{name: value.numpy() for name, value in stored.items()})
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            _check_values(model.program, model.controls, model.discrepancy)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
             raise InputError(f"The parts of the model in {folder} do not fit together: {error}") from None
         model.program.eval()
         return model
@@ -835,7 +839,33 @@ def _check_sizes(sizes: Sizes, coding: Coding) -> None:
     expected = (sizes.genes, sizes.perturbations, sizes.covariates)
     for name, n, m in zip(("genes", "perturbations", "covariates"), expected, found, strict=True):
         if n != m:
-            raise KeyError(f"the weights are of {n} {name}, the description names {m}")
+            raise ValueError(f"the weights are of {n} {name}, the description names {m}")
+    if sizes.perturbation_names != coding.perturbations:
+        raise ValueError("the weights are of other perturbations than the description names")
+    parsed = [parse_targets(label, coding.schema.control) for label in coding.labels]
+    if () not in parsed or {target for targets in parsed for target in targets} != set(coding.perturbations):
+        raise ValueError("the labels are not those of the control and the perturbations")
+    for name, names in (("genes", coding.genes), ("perturbations", coding.perturbations)):
+        if len(set(names)) < len(names):
+            raise ValueError(f"{name} are named twice")
+    if len(sizes.node_names) not in (0, sizes.nodes):
+        raise ValueError(f"{sizes.nodes} nodes have {len(sizes.node_names)} names")
+    check_counts(cells=sizes.cells)
+
+
+def _check_values(program: Program, controls: posterior.Controls, discrepancy: Discrepancy) -> None:
+    sizes, n = program.sizes, len(controls.library_c)
+    expected = {
+        "state_ck": (n, sizes.nodes),
+        "covariates_cv": (n, sizes.covariates),
+        "mean_g": (sizes.genes,),
+    }
+    found = {name: tuple(getattr(controls, name).shape) for name in expected}
+    if found != expected or any(part.shape != (sizes.genes,) for part in discrepancy):
+        raise ValueError("the control cells or the discrepancy are of other shapes than the model")
+    values = [*program.parameters(), *map(torch.as_tensor, (*controls, *discrepancy))]
+    if not all(value.isfinite().all() for value in values):
+        raise ValueError("weights or control cells are not finite")
 
 
 def _check_spelling(unknown: Sequence[str], known: Sequence[str]) -> None:

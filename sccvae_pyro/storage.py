@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from sccvae_pyro.errors import InputError
-from sccvae_pyro.files import check_folder, write_text, write_whole
+from sccvae_pyro.files import as_path, check_file, write_text, write_whole
 
 FORMAT = 1
+LOSSES = ("train_loss", "validation_loss")
 DESCRIPTION, WEIGHTS, HISTORY = "model.json", "weights.pt", "history.csv"
 
 
@@ -39,7 +40,8 @@ def save(
     InputError
         If the folder cannot be made or written to.
     """
-    check_folder(folder)
+    for name in (WEIGHTS, HISTORY, DESCRIPTION):
+        check_file(folder / name)
     write_whole(folder / WEIGHTS, lambda path: torch.save(dict(tensors), path))
     write_text(history.to_csv(), folder / HISTORY)
     write_text(json.dumps({"format": FORMAT, **description}, indent=1), folder / DESCRIPTION)
@@ -57,7 +59,7 @@ def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], pd.Data
     InputError
         If the folder holds no model, or one that this version cannot read.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if not (folder / DESCRIPTION).is_file():
         raise InputError(
             f"{folder} holds no model: there is no {DESCRIPTION}. Give the folder that save() wrote."
@@ -65,7 +67,7 @@ def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], pd.Data
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         found = description["format"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{folder / DESCRIPTION} is damaged or was not written by this package.") from None
     if found != FORMAT:
         raise InputError(
@@ -74,6 +76,10 @@ def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], pd.Data
     try:
         tensors = torch.load(folder / WEIGHTS, weights_only=True, map_location="cpu")
         history = pd.read_csv(folder / HISTORY, index_col="epoch")
+        if not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise TypeError("a weight is no tensor")
+        if history.empty or history[list(LOSSES)].astype(float).isna().any(axis=None):
+            raise ValueError("the history has no losses in some epochs")
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(f"The weights or the history in {folder} are missing or damaged: {error}") from None
     return description, tensors, history

@@ -279,10 +279,10 @@ def test_a_name_with_a_comma_is_not_cut(home, tmp_path):
     for text in ("A,B", "C, A , B", "C,A,B,D"):
         with pytest.raises(InputError, match=r"'A, B' holds a comma.*in Python.*rename"):
             workflow.names(text, ["C", "A, B"])
-    description = json.loads((home / "run" / "model.json").read_text())
-    description["coding"]["labels"].append("G0001,G0002")
+    written = (home / "run" / "model.json").read_text()
+    last = json.loads(written)["coding"]["perturbations"][-1]
     shutil.copytree(home / "run", tmp_path / "run")
-    (tmp_path / "run" / "model.json").write_text(json.dumps(description))
+    (tmp_path / "run" / "model.json").write_text(written.replace(last, "G0001,G0002"))
     for command in ("predict", "report"):
         said = refuse(command, tmp_path / "run", "--perturbations", "G0000,G0001,G0002")
         assert "'G0001,G0002' holds a comma" in said
@@ -328,9 +328,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         unfinished.write_text("half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"Cannot write .*page\.html: disk full"):
         files.write_whole(path, fail)
     assert path.read_text() == "old"
+    assert [kept.name for kept in tmp_path.iterdir()] == ["page.html"]
 
 
 def test_folders_are_replaced(tmp_path, screen):

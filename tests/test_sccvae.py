@@ -835,3 +835,66 @@ def test_a_drawing_needs_a_format_and_a_folder(fitted, tmp_path):
     refused(lambda: fitted.render(f"{__file__}/program.pdf"), "is a file")
     refused(lambda: fitted.render(5), "not 5")
     assert not list(tmp_path.iterdir())
+
+
+# Damaged models
+
+
+def described(saved, part, **changes):
+    """Change entries of a part of the description."""
+    stored = json.loads((saved / "model.json").read_text())[part]
+    rewrite(saved, **{part: {**stored, **changes}})
+
+
+def weighed(saved, **changes):
+    tensors = torch.load(saved / "weights.pt", weights_only=True)
+    torch.save(
+        {**tensors, **{name.replace("__", "."): value for name, value in changes.items()}},
+        saved / "weights.pt",
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda saved: described(saved, "features", genes=["a"]),
+        lambda saved: described(saved, "features", columns=["a"]),
+        lambda saved: described(saved, "sizes", genes=-1),
+        lambda saved: described(saved, "sizes", genes=10**12),
+        lambda saved: described(saved, "sizes", node_names=["a"]),
+        lambda saved: described(saved, "sizes", cells="x"),
+        lambda saved: described(saved, "coding", genes=["a"] * 24),
+        lambda saved: described(saved, "coding", labels=[]),
+        lambda saved: described(saved, "coding", perturbations=["G0001"] * 8),
+        lambda saved: described(saved, "coding", perturbations=[f"G{i:04}" for i in reversed(range(8))]),
+        lambda saved: weighed(saved, program__origin_k=torch.full((5,), torch.nan)),
+        lambda saved: weighed(saved, controls__state_ck=torch.zeros(3, 5)),
+        lambda saved: weighed(saved, controls__mean_g=torch.zeros(3)),
+        lambda saved: weighed(saved, discrepancy__mean_g=torch.zeros(3)),
+        lambda saved: torch.save(torch.zeros(3), saved / "weights.pt"),
+        lambda saved: torch.save({"a": 5}, saved / "weights.pt"),
+        lambda saved: (saved / "model.json").write_text(9999 * "["),
+        lambda saved: (saved / "history.csv").write_text("epoch,loss\n0,1.0\n"),
+        lambda saved: (saved / "history.csv").write_text("epoch,train_loss,validation_loss\n0,1.0\n"),
+        lambda saved: (saved / "history.csv").write_text("epoch,train_loss,validation_loss\n"),
+    ],
+    ids=range(20),
+)
+def test_damaged_models_are_refused(saved, damage):
+    damage(saved)
+    with pytest.raises(InputError, match=r"do not fit together|damaged"):
+        SCCVAE.load(saved)
+
+
+@pytest.mark.parametrize("place", [None, 5, "a" * 300], ids=["None", "5", "long"])
+def test_what_is_no_place_for_a_model(fitted, place):
+    with pytest.raises(InputError, match="path"):
+        fitted.save(place)
+    with pytest.raises(InputError, match="path"):
+        SCCVAE.load(place)
+
+
+def test_a_folder_in_the_way_of_a_part_is_seen_before_anything_is_written(fitted, tmp_path):
+    (tmp_path / "model.json").mkdir()
+    refused(lambda: fitted.save(tmp_path), "model.json is a folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.json"]

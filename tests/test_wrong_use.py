@@ -7,7 +7,7 @@ from screens import set_up, small_screen
 import sccvae_pyro as sv
 from sccvae_pyro.data.schema import cell_labels
 from sccvae_pyro.errors import InputError
-from sccvae_pyro.files import write_text
+from sccvae_pyro.files import write_anndata, write_text
 
 
 def test_a_folder_in_the_way_stays_as_it_is(tmp_path):
@@ -191,3 +191,12 @@ def test_control_cells_without_a_count_describe_no_gene():
     screen.X[(screen.obs["perturbation"] == "control").to_numpy().nonzero()[0]] = 0
     with pytest.raises(InputError, match="No gene is expressed in any control cell"):
         sv.SCCVAE(screen)
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_what_cannot_be_written_leaves_nothing(tmp_path, suffix):
+    screen = small_screen()
+    screen.uns["thing"] = object()
+    with pytest.raises(InputError, match=rf"Cannot write .*screen\.{suffix}"):
+        write_anndata(screen, tmp_path / f"screen.{suffix}")
+    assert not list(tmp_path.iterdir())

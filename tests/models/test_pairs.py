@@ -236,7 +236,7 @@ def test_spec_is_written_and_read(model, tmp_path):
 
 def test_predictions_survive_saving(model, tmp_path):
     """Of a seen and an unseen perturbation, by a model with what a fit leaves behind, but no fit."""
-    model.history = pd.DataFrame({"train_loss": [0.0]}, pd.Index([0], name="epoch"))
+    model.history = pd.DataFrame({"train_loss": [0.0], "validation_loss": [0.0]}, pd.Index([0], name="epoch"))
     model.controls = results.remember_controls(model.program, model._screen, seed=0)
     prediction = model.predict([SEEN, UNSEEN], n_samples=3)
     assert list(prediction.obs["status"]) == ["seen", "unseen"]
