@@ -24,7 +24,7 @@ from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError, InputWarning
 from sccvae_pyro.evaluate import BASELINES, Scores, Training, predict_baselines, score
 from sccvae_pyro.evaluate.baselines import TRIVIAL
-from sccvae_pyro.files import write_anndata, write_text
+from sccvae_pyro.files import read_text, write_anndata, write_text
 
 if TYPE_CHECKING:
     from sccvae_pyro.sccvae import SCCVAE
@@ -131,8 +131,13 @@ class Assessment:
         predictions, observed = (
             datasets.read(_part(folder, f"{name}.h5ad")) for name in ("predictions", "observed")
         )
-        settings = json.loads(_part(folder, _SETTINGS_FILE).read_text(encoding="utf-8"))
-        return cls(Scores(*tables, **{name: settings[name] for name in _SETTINGS}), predictions, observed)
+        path = _part(folder, _SETTINGS_FILE)
+        try:
+            stored = json.loads(read_text(path))
+            settings = {name: stored[name] for name in _SETTINGS}
+        except (json.JSONDecodeError, RecursionError, LookupError, TypeError) as error:
+            raise InputError(f"{path} is damaged. Run the evaluation again.") from error
+        return cls(Scores(*tables, **settings), predictions, observed)
 
 
 def predictable_labels(model: SCCVAE, held_out: AnnData) -> list[str]:
@@ -197,6 +202,9 @@ def _part(folder: Path, name: str) -> Path:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path, float_precision="round_trip")
+    try:
+        table = pd.read_csv(path, float_precision="round_trip")
+    except ValueError as error:  # empty, ragged or no text
+        raise InputError(f"{path} is damaged: {error}. Run the evaluation again.") from error
     names = table.columns.intersection(["target", "method", "perturbation", "metric", "of"])
     return table.astype(dict.fromkeys(names, str))

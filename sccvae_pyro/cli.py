@@ -105,10 +105,7 @@ def simulate(
     from sccvae_pyro.files import check_anndata_path, write_anndata
 
     check_anndata_path(out)
-    try:
-        adata = draw(perturbations, cells, controls, genes, n_combinations=combinations, seed=seed)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    adata = draw(perturbations, cells, controls, genes, n_combinations=combinations, seed=seed)
     _say_where(f"{adata.n_obs:,} cells x {adata.n_vars:,} genes", write_anndata(adata, out))
 
 

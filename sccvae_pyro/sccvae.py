@@ -722,7 +722,7 @@ class SCCVAE:
             stored = _part(tensors, "discrepancy.")
             model.discrepancy = Discrepancy(**{name: value.numpy() for name, value in stored.items()})
             _check_values(model.program, model.controls, model.discrepancy)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+        except Exception as error:  # parts that do not fit are found in as many ways
             raise InputError(f"The parts of the model in {folder} do not fit together: {error}") from None
         model.program.eval()
         return model

@@ -304,3 +304,13 @@ def test_verdict_on_intervals(coverage, words):
 def test_verdict_says_whether_the_perturbations_were_seen():
     assert "unseen" in judge(scores_of(0.7, 0.5)).headline
     assert "known" in judge(scores_of(0.7, 0.5), unseen=False).headline
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("per_perturbation.csv", ""), ("settings.json", ""), ("settings.json", "[]")]
+)
+def test_damaged_scores_are_named(trial, tmp_path, name, content):
+    trial.assessment.save(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=f"{name} is damaged"):
+        Assessment.load(tmp_path)

@@ -346,16 +346,20 @@ def check_feature_table(table: pd.DataFrame, name: str) -> None:
     InputError
         If the table is empty, has duplicated rows or columns, or holds anything but finite numbers.
     """
+    check_is_table(table, name)
     if 0 in table.shape:
         raise InputError(
             f"{name} is empty (shape {table.shape}). "
             "It needs a row per perturbed gene and a column per feature."
         )
     for axis, names in (("rows", table.index), ("columns", table.columns)):
-        if names.has_duplicates:
-            twice = listing(names[names.duplicated()].unique())
+        if names.hasnans:
+            raise InputError(f"{name} has {axis} without a name (NaN). Name or drop them.")
+        written = names.map(str)
+        if written.has_duplicates:
+            twice = listing(written[written.duplicated()].unique())
             raise InputError(f"{name} has duplicated {axis}: {twice}. Keep one of each.")
-    text = [column for column in table.columns if not pd.api.types.is_numeric_dtype(table[column])]
+    text = [column for column, dtype in table.dtypes.items() if not _is_real(dtype)]
     if text:
         raise InputError(f"{name} has columns that are not numbers: {listing(text)}. Drop or encode them.")
     rows, columns = np.nonzero(beyond_single(table.to_numpy(dtype=float)))
@@ -379,6 +383,16 @@ def check_feature_coverage(table: pd.DataFrame, key: str, labels: pd.Series, con
             f"The feature table {key!r} has no row for {len(missing)} of {len(targets)} perturbed genes: "
             f"{listing(missing)}{hint}. Add their rows, or drop the cells that carry these perturbations."
         )
+
+
+def check_is_table(table: object, name: str) -> None:
+    """Refuse what is not a DataFrame."""
+    if not isinstance(table, pd.DataFrame):
+        raise InputError(f"{name} must be a DataFrame of genes x features, not {type(table).__name__}.")
+
+
+def _is_real(dtype: object) -> bool:
+    return pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_complex_dtype(dtype)
 
 
 # Shared by all checks

@@ -18,6 +18,7 @@ from anndata import AnnData
 from sccvae_pyro.data.simulate import World, simulate
 from sccvae_pyro.data.wording import suggestion
 from sccvae_pyro.errors import InputError
+from sccvae_pyro.files import as_path
 
 __all__ = ["SCREENS", "PublicScreen", "World", "load", "read", "simulate"]
 
@@ -137,7 +138,7 @@ def read(path: str | Path, backed: bool = False) -> AnnData:
     InputError
         If the path does not exist, has another suffix, or does not hold an AnnData.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix not in (".h5ad", ".zarr"):
         raise InputError(
             f"Cannot tell the format of {path}. Screens are read from .h5ad and .zarr; convert others with "
@@ -157,7 +158,7 @@ def read(path: str | Path, backed: bool = False) -> AnnData:
         )
     except ImportError as error:
         raise InputError(f"Reading {path} needs zarr: pip install 'sccvae-pyro[loaders]'.") from error
-    except (OSError, KeyError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} does not hold an AnnData, or is damaged: {error}. Write it again."
         ) from error

@@ -21,7 +21,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.preprocessing import normalize
 
-from sccvae_pyro.data.checks import check_counts, check_feature_table, check_seed
+from sccvae_pyro.data.checks import check_counts, check_feature_table, check_is_table, check_seed
 from sccvae_pyro.data.counts import log1p_cp10k
 from sccvae_pyro.data.matrix import expression_matrix, select_rows
 from sccvae_pyro.data.schema import Schema, cell_labels, library_sizes
@@ -335,6 +335,7 @@ def _labelled(tables: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """Tables by the label of their source; a table without one is numbered."""
     blocks: dict[str, pd.DataFrame] = {}
     for number, table in enumerate(tables, start=1):
+        check_is_table(table, f"Table {number}")
         name = str(table.columns.name or f"table{number}")
         if name in blocks:
             raise InputError(
@@ -395,7 +396,8 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
     Raises
     ------
     InputError
-        If the file is absent or a line is not ``name, description, members`` separated by tabs.
+        If the file is absent or empty, a line is not ``name, description, members`` separated by tabs, or
+        two sets have one name.
     """
     sets: dict[str, list[str]] = {}
     for number, line in enumerate(_lines(path), start=1):
@@ -406,7 +408,11 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
                 f"Line {number} of {path} is not a gene set: {line[:60]!r}. A GMT line holds a name, a "
                 "description and the members, separated by tabs."
             )
+        if name in sets:
+            raise InputError(f"Line {number} of {path} is a second set {name!r}. Give it a name of its own.")
         sets[name] = members
+    if not sets:
+        raise InputError(f"{path} holds no gene set.")
     return sets
 
 

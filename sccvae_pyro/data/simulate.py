@@ -21,6 +21,7 @@ from scipy.linalg import solve_triangular
 
 from sccvae_pyro.data.checks import check_seed
 from sccvae_pyro.data.counts import ExpectedLogCP10K
+from sccvae_pyro.errors import InputError
 
 CONTROL = "control"
 
@@ -106,11 +107,11 @@ class World:
 
         Raises
         ------
-        ValueError
+        InputError
             If there are fewer genes than perturbations.
         """
         if n_genes <= n_perturbations:
-            raise ValueError(
+            raise InputError(
                 f"n_genes={n_genes} must exceed n_perturbations={n_perturbations}: nodes are genes too"
             )
         rng = np.random.default_rng(seed)
@@ -257,7 +258,7 @@ def simulate(
 
     Raises
     ------
-    ValueError
+    InputError
         If a size is impossible, or the seed is not a whole number.
     """
     check_seed(seed)
@@ -339,7 +340,7 @@ def _draw_baseline(n_genes: int, rng: np.random.Generator) -> np.ndarray:
 def _draw_pairs(nodes: np.ndarray, n_combinations: int, rng: np.random.Generator) -> list[str]:
     possible = len(nodes) * (len(nodes) - 1) // 2
     if n_combinations > possible:
-        raise ValueError(
+        raise InputError(
             f"n_combinations={n_combinations} exceeds the {possible} pairs of {len(nodes)} perturbations"
         )
     rows, columns = np.triu_indices(len(nodes), k=1)

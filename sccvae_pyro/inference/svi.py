@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from sccvae_pyro.data.loading import Screen
 from sccvae_pyro.errors import InputError
@@ -116,7 +117,7 @@ def fit(
     loader = recipe.train_loader(screen, train, spec.batch_size, spec.seed)
     max_epochs = spec.max_epochs or int(np.clip(round(spec.target_steps / len(loader)), 2, MOST_EPOCHS))
     module = recipe.module(loss, spec, max_epochs * len(loader))
-    with _folder(checkpoint_dir) as folder, _quiet():
+    with _folder(checkpoint_dir) as folder, _quiet(), _in_words():
         last = folder / "last.ckpt"
         going_on = resume and last.is_file()
         if going_on:
@@ -145,7 +146,7 @@ def fit(
                 *([TQDMProgressBar(leave=True)] if progress else []),
             ],
         )
-        with torch.random.fork_rng(devices=[]), _in_range():
+        with torch.random.fork_rng(devices=[]):
             trainer.fit(
                 module,
                 loader,
@@ -197,12 +198,14 @@ def _folder(path: Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _in_range() -> Iterator[None]:
-    """Say in words what distributions and factorisations of torch say of a tensor."""
+def _in_words() -> Iterator[None]:
+    """Say of settings what torch says of a tensor, and Lightning of a machine."""
     try:
         yield
     except InputError:
         raise
+    except MisconfigurationException as error:
+        raise InputError(f"Cannot train on this machine: {error} Choose another accelerator.") from error
     except (ValueError, torch.linalg.LinAlgError) as error:
         raise InputError(DIVERGED) from error
 

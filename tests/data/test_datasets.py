@@ -6,6 +6,7 @@ import http.server
 import threading
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -84,6 +85,14 @@ def test_read_damaged(tmp_path, suffix):
         path.mkdir()
     with pytest.raises(InputError, match=rf"screen.{suffix} does not hold an AnnData, or is damaged"):
         datasets.read(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*was written without encoding metadata")
+def test_read_what_is_no_anndata(tmp_path):
+    with h5py.File(tmp_path / "other.h5ad", "w") as file:
+        file["x"] = np.arange(3)
+    with pytest.raises(InputError, match=r"other\.h5ad does not hold an AnnData"):
+        datasets.read(tmp_path / "other.h5ad")
 
 
 # Public screens

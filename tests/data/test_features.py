@@ -1,5 +1,7 @@
 """Feature builders against hand-computed cases, and the one table that standardises them."""
 
+import gzip
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -350,3 +352,51 @@ def test_missing_rows_are_an_error(two_sources):
         InputError, match=r"for 2 of 3 genes: 'B': no features in g; 'FOO': no features in any source"
     ):
         two_sources.rows(["A", "B", "FOO"])
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pd.DataFrame({"x": [1.0, 2.0]}, index=["A", np.nan]), "rows without a name"),
+        (pd.DataFrame({"x": [1.0, 2.0]}, index=[1, "1"]), "duplicated rows: '1'"),
+        (pd.DataFrame({"x": [1j, 2.0]}, index=["A", "B"]), "columns that are not numbers: 'x'"),
+        (pd.DataFrame({"x": [1e200, 2.0]}, index=["A", "B"]), "single precision ends at"),
+        (None, "must be a DataFrame of genes x features, not NoneType"),
+        ([1.0], "must be a DataFrame of genes x features, not list"),
+    ],
+)
+def test_tables_that_describe_no_genes(table, message):
+    with pytest.raises(InputError, match=message):
+        user_table(table)
+    with pytest.raises(InputError, match=message):
+        combine(table)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no gene set"),
+        (b"S\t\tA\tB\nS\t\tC\n", "Line 2 of .* is a second set 'S'"),
+        (gzip.compress(b"S\t\tA\tB\n"), "not a text in UTF-8"),
+    ],
+    ids=["empty", "twice", "packed"],
+)
+def test_files_without_gene_sets(tmp_path, content, message):
+    path = tmp_path / "sets.gmt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        gene_sets(path)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True])
+def test_number_of_components(tmp_path, number):
+    path = tmp_path / "sets.gmt"
+    path.write_text("S\t\tA\tB\nT\t\tA\tC\n")
+    with pytest.raises(InputError, match=f"n_components must be .* at least 1, not {number!r}"):
+        gene_sets(path, n_components=number)
+
+
+@pytest.mark.parametrize("gene", [None, np.nan, 5, ["A"]], ids=repr)
+def test_genes_are_names(two_sources, gene):
+    with pytest.raises(InputError, match="asked for by their names"):
+        two_sources.predictable([gene])

@@ -348,3 +348,9 @@ def test_a_fit_that_diverges_says_so(screen, choices, settings):
     with pytest.raises(InputError, match=r"diverged.* Lower learning_rate or global_rate, or give priors"):
         model.fit(**QUICK, **settings)
     assert not model.is_fitted
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what this machine does not have")
+def test_a_machine_without_the_accelerator(screen):
+    with pytest.raises(InputError, match="Cannot train on this machine"):
+        small_model(screen).fit(**QUICK, accelerator="gpu")
