@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,15 @@ from sccvae_pyro.data.schema import Schema, canonical_label, cell_labels, parse_
 from sccvae_pyro.data.wording import folded, listing, nearest, question
 from sccvae_pyro.errors import InputError, InputWarning
 from sccvae_pyro.files import as_path
-from sccvae_pyro.inference import export, mcmc, posterior, predictive, results, svi
+from sccvae_pyro.inference import (
+    arviz_groups,
+    export,
+    mcmc,
+    posterior,
+    predictive,
+    results,
+    svi,
+)
 from sccvae_pyro.inference.checkpoint import checkpoint_folder
 from sccvae_pyro.inference.describe import describe
 from sccvae_pyro.inference.discrepancy import Discrepancy, fit_discrepancy
@@ -429,11 +438,7 @@ class SCCVAE:
             As in :meth:`predict`.
         """
         self._require_fit()
-        schema = Schema.of(adata)
-        labels = self._labels([str(label) for label in cell_labels(adata, schema).cat.categories])
-        targets = {target for label in labels for target in parse_targets(label, schema.control)}
-        unseen = sorted(targets - set(self.coding.perturbations))
-        screen = self.coding.with_unseen(unseen).screen(adata)
+        screen, labels = self._labelled(adata)
         draws = self._draws(n_samples, seed)
         values = results.log_density(self.program, draws, screen, self._push(draws, labels, seed), seed)
         return pd.Series(values, index=adata.obs_names, name="log_density")
@@ -617,10 +622,67 @@ class SCCVAE:
         predictive.warn_outside(table)
         return table
 
-    def to_arviz(self, n_samples: int = 500, seed: int = 0) -> Any:
-        """Posterior draws of all globals as ArviZ data with named coordinates."""
+    def to_arviz(
+        self,
+        n_samples: int = 500,
+        seed: int = 0,
+        adata: AnnData | None = None,
+        groups: str | Sequence[str] = "posterior",
+        n_particles: int = 16,
+    ) -> Any:
+        """Give what the model says as ArviZ data with named coordinates.
+
+        Cells times genes times draws are never held: the log likelihood is per cell, and what is predicted
+        are mean profiles of at most 32 labels and the control cells.
+
+        Parameters
+        ----------
+        n_samples
+            Draws of the globals, the same in every group.
+        seed
+            Seed of the draws, and of which cells are looked at where there are many.
+        adata
+            Cells that have been set up like the training screen; ``None`` takes the training screen.
+        groups
+            Names of groups, or ``"all"``:
+
+            ``posterior``, ``prior``
+                Draws of all globals, from the guide and from the priors; neither needs cells.
+            ``log_likelihood``
+                ``x`` (cell): log density of each cell given the globals, with what a cell has of its own
+                integrated out by importance sampling; what ``arviz.loo`` and ``arviz.compare`` take. Decoder
+                and encoder are as they were fitted: leaving a cell out does not take back what they learned
+                of it.
+            ``posterior_predictive``, ``prior_predictive``, ``observed_data``
+                ``mean_profile`` (label, gene): mean of ``log1p(CP10K)`` (of the values) over the cells of a
+                label, of cells generated anew with globals from the posterior or the prior, and of the
+                measured cells whose place they take; at most 256 control cells, and 64 cells of each of 32
+                other labels.
+        n_particles
+            Proposals of each cell for each draw, for ``log_likelihood``, which takes cells times draws times
+            this decodings.
+
+        Returns
+        -------
+        ``arviz.InferenceData``, since ArviZ 1.0 ``xarray.DataTree``; draws are of one chain.
+
+        Raises
+        ------
+        InputError
+            If the model is not fitted, a group is unknown or needs cells where the model was loaded without
+            data, or the cells do not fit it.
+        """
         self._require_fit()
-        return export.to_arviz(self._draws(n_samples, seed), self.nodes, self.coding, self.features)
+        asked = arviz_groups.named(groups)
+        _check_numbers(least=1, n_particles=n_particles)
+        draws = self._draws(n_samples, seed)
+        coords = export.coordinates(self.nodes, self.coding, self.features, draws)
+        needed = arviz_groups.of_cells(asked)
+        screen = self._labelled(adata, f"fill {needed}")[0] if needed else None
+        push_of = partial(self._push, seed=seed)
+        return arviz_groups.Groups(self.program, draws, coords, screen, push_of, n_particles, seed).gather(
+            asked
+        )
 
     def nuts(
         self,
@@ -658,7 +720,14 @@ class SCCVAE:
         spec = NUTSSpec.read(inference, **overrides)
         screen = self.coding.screen(cells)
         found = mcmc.sample_screen(self.program, screen, spec.n_samples, spec.warmup, spec.chains, spec.seed)
-        return export.to_arviz(found.draws, self.nodes, self.coding, self.features, found.diverging)
+        coords = export.coordinates(self.nodes, self.coding, self.features, found.draws)
+        return export.to_arviz(
+            {
+                "posterior": export.sites(found.draws, coords, spec.chains),
+                "sample_stats": {"diverging": found.diverging.numpy()},
+            },
+            coords,
+        )
 
     def describe(self) -> str:
         """Write the program as equations, with the chosen priors; print it."""
@@ -748,6 +817,24 @@ class SCCVAE:
         if self._drawn is None or self._drawn[0] != (n, seed):
             self._drawn = (n, seed), posterior.draw(self.program, n, seed)
         return self._drawn[1]
+
+    def _labelled(self, adata: AnnData | None, purpose: str = "") -> tuple[Screen, list[str]]:
+        """Code cells, of the training screen where none are given, that may carry unseen perturbations.
+
+        Gives their labels, too, in the order of their codes.
+        """
+        if adata is None:
+            if self._screen is None:
+                raise InputError(
+                    "This model was loaded from disk, without its screen. "
+                    f"Pass cells, adata=..., to {purpose}."
+                )
+            return self._screen, [str(label) for label in self._screen.labels.cat.categories]
+        schema = Schema.of(adata)
+        labels = self._labels([str(label) for label in cell_labels(adata, schema).cat.categories])
+        targets = {target for label in labels for target in parse_targets(label, schema.control)}
+        unseen = sorted(targets - set(self.coding.perturbations))
+        return self.coding.with_unseen(unseen).screen(adata), labels
 
     def _controls(self, cells: AnnData | None) -> posterior.Controls:
         known = self._require_fit()

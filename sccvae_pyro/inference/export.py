@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 
@@ -41,37 +43,32 @@ DIMENSIONS = {
     "overdispersion_sd": ["gene"],
     "residual_sd": ["gene"],
     "residual_scale": ["gene"],
+    "x": ["cell"],
+    "mean_profile": ["label", "gene"],
 }
-"""Names of the dimensions of the documented sites."""
+"""Names of the dimensions of the documented sites, and of what is said of cells and labels."""
+
+Group = dict[str, np.ndarray]
+Coords = Mapping[str, Sequence[str]]
 
 
-def to_arviz(
-    draws: Draws,
-    nodes: list[str],
-    coding: Coding,
-    features: FeatureTable | None,
-    diverging: torch.Tensor | None = None,
-) -> Any:
-    """Posterior draws of all global sites with named coordinates.
+def coordinates(
+    nodes: list[str], coding: Coding, features: FeatureTable | None, draws: Draws
+) -> dict[str, list[str]]:
+    """Names along each dimension of the global sites.
 
     Parameters
     ----------
-    draws
-        Draws of the globals.
     nodes
         Names of the nodes.
     coding, features
         Names of genes, perturbations and features.
-    diverging
-        ``chains x draws``, of draws by Monte Carlo, chain after chain; ``None`` for draws of the guide.
-
-    Returns
-    -------
-    ArviZ data with a group ``posterior``; one chain for draws of the guide, ``sample_stats`` for others.
+    draws
+        Draws of the globals, which tell how many functions of the features there are.
     """
     columns = [] if features is None else list(features.table.columns)
     functions = draws.values.get("direction_function_weights", torch.empty(0)).shape[-1]
-    coords = {
+    return {
         "parent": nodes,
         "node": nodes,
         "perturbation": list(coding.perturbations),
@@ -82,15 +79,29 @@ def to_arviz(
         "feature_or_constant": ["constant", *columns],
         "function_or_constant": ["constant", *map(str, range(1, functions))],
     }
+
+
+def sites(draws: Draws, coords: Coords, chains: int = 1) -> Group:
+    """Draws of all global sites, chain after chain, as a group of ArviZ data."""
     # Some graphs make B of other sites, and only those are drawn.
     values = {"B": draws.B, **draws.values}
-    leading = (1, len(draws)) if diverging is None else tuple(diverging.shape)
-    posterior = {name: _event(name, value, leading, coords) for name, value in values.items()}
-    dims = {name: DIMENSIONS[name] for name in posterior if name in DIMENSIONS}
+    leading = (chains, len(draws) // chains)
+    return {name: _event(name, value, leading, coords) for name, value in values.items()}
+
+
+def to_arviz(groups: Mapping[str, Group], coords: Coords) -> Any:
+    """Lay groups out as ArviZ data, an ``InferenceData`` before ArviZ 1.0 and a ``DataTree`` since.
+
+    Parameters
+    ----------
+    groups
+        For each group its arrays, ``chains x draws x`` the dimensions of the site; observed data have only
+        the latter.
+    coords
+        Names along each dimension.
+    """
+    dims = {name: DIMENSIONS[name] for group in groups.values() for name in group if name in DIMENSIONS}
     used = {dim for names in dims.values() for dim in names}
-    groups = {"posterior": posterior}
-    if diverging is not None:
-        groups["sample_stats"] = {"diverging": diverging.numpy()}
     return _from_dict(groups, dims=dims, coords={name: coords[name] for name in used})
 
 
@@ -99,20 +110,24 @@ def _columns(covariate: Covariate) -> list[str]:
     return [f"{covariate.key}={level}" for level in covariate.levels] or [covariate.key]
 
 
-def _event(name: str, value: torch.Tensor, leading: tuple[int, ...], coords: dict[str, list[str]]) -> Any:
+def _event(name: str, value: torch.Tensor, leading: tuple[int, ...], coords: Coords) -> np.ndarray:
     """Drop the singletons of vectorised plates: chains x draws x the site's own dimensions."""
     shape = [len(coords[dim]) for dim in DIMENSIONS.get(name, [])] or [d for d in value.shape[1:] if d != 1]
     return value.reshape(*leading, *shape).numpy()
 
 
-def _from_dict(groups: dict[str, dict[str, Any]], **names: Any) -> Any:
-    """The one place that knows ArviZ's versions: 1.x takes a mapping of groups, 0.x a keyword for each."""
+def _arviz() -> tuple[Any, bool]:
+    """Import ArviZ, and say whether it is 1.x: with the one that uses it, all that knows its versions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0 at import
         import arviz
-    if int(importlib.metadata.version("arviz").split(".")[0]) >= 1:
-        return arviz.from_dict(groups, **names)
-    return arviz.from_dict(**groups, **names)
+    return arviz, int(importlib.metadata.version("arviz").split(".")[0]) >= 1
+
+
+def _from_dict(groups: Mapping[str, Group], **names: Any) -> Any:
+    """Make ArviZ data: 1.x takes a mapping of groups, 0.x a keyword for each."""
+    arviz, is_one = _arviz()
+    return arviz.from_dict(groups, **names) if is_one else arviz.from_dict(**groups, **names)
 
 
 PICTURES = (".pdf", ".png", ".svg")

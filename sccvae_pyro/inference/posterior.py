@@ -460,9 +460,27 @@ def counterfactual(
     return torch.stack(factual), torch.stack(counter)
 
 
-@torch.no_grad()
 def log_density(program: Program, draws: Draws, batch: Batch, push: Push, key: tuple[int, int]) -> Tensor:
     """Log density of cells, averaged over draws of the globals, by importance sampling of the noise.
+
+    Parameters
+    ----------
+    program, draws, batch, push, key
+        As in :func:`log_ratios`.
+
+    Returns
+    -------
+    Tensor, cells; nats.
+    """
+    return log_ratios(program, draws, batch, push, key).logsumexp(0) - math.log(len(draws))
+
+
+@torch.no_grad()
+def log_ratios(program: Program, draws: Draws, batch: Batch, push: Push, key: tuple[int, int]) -> Tensor:
+    """Log importance ratio of each cell, one proposal of its noise for every draw of the globals.
+
+    With ``v`` all that a cell has of its own (noise, share, library), ``log p(x, v | globals) - log q(v | x,
+    globals)``.
 
     Parameters
     ----------
@@ -477,29 +495,62 @@ def log_density(program: Program, draws: Draws, batch: Batch, push: Push, key: t
 
     Returns
     -------
-    Tensor, cells; nats.
+    Tensor, ``draws x cells``; nats.
     """
-    state_ck, trust_k = program.encode(batch)
-    prior = program.noise(program.baseline)
-    counted_c, responders = batch.library_c, program.priors.responders
-    weights = []
+    reading = program.encode(batch)
     with seeded(stream(*key, 2)):
-        for s in range(len(draws)):
-            evidence = Evidence(state_ck, trust_k, draws.B[s], push.action[s])
-            mean_c = push.share[s]
-            share_c, share_weight_c = weighed(
-                partial(responders.propose, mean_c, evidence), partial(responders.share, mean_c)
-            )
-            library_c, library_weight_c = weighed(
-                partial(program.library.propose, counted_c), partial(program.library, counted_c)
-            )
-            proposal = evidence.noise(share_c)
-            z_ck = proposal.sample()
-            answer_ck = scm.respond(z_ck, share_c.unsqueeze(-1) * push.action[s], draws.B[s])
-            x = expression(program, draws, s, answer_ck, library_c, batch.covariates_cv)
-            weight_c = x.log_prob(batch.x_cg) + prior.log_prob(z_ck) - proposal.log_prob(z_ck)
-            weights.append(weight_c + share_weight_c + library_weight_c)
-    return torch.stack(weights).logsumexp(0) - math.log(len(draws))
+        return torch.stack([_log_ratio(program, draws, s, batch, push, reading) for s in range(len(draws))])
+
+
+@torch.no_grad()
+def log_likelihood(
+    program: Program, draws: Draws, batch: Batch, push: Push, particles: int, key: tuple[int, int]
+) -> Tensor:
+    """Log density of cells given each draw of the globals, what a cell has of its own integrated out.
+
+    The integral is the mean of importance ratios. All draws take the same random numbers, so that the error
+    of the mean is nearly the same for each of them: what compares draws, as leave-one-out weights
+    do, would take independent errors for a difference between globals.
+
+    Parameters
+    ----------
+    program, draws, batch, push, key
+        As in :func:`log_ratios`.
+    particles
+        Proposals of each cell for each draw.
+
+    Returns
+    -------
+    Tensor, ``draws x cells``; nats. A lower bound in expectation that tightens with ``particles``.
+    """
+    reading = program.encode(batch)
+    out = torch.empty(len(draws), len(batch.library_c), dtype=batch.x_cg.dtype)
+    for s in range(len(draws)):
+        with seeded(stream(*key, 4)), pyro.plate("particles", particles, dim=-2):
+            ratio_mc = _log_ratio(program, draws, s, batch, push, reading)
+        out[s] = ratio_mc.logsumexp(0) - math.log(particles)
+    return out
+
+
+def _log_ratio(
+    program: Program, draws: Draws, s: int, batch: Batch, push: Push, reading: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Log ratios at one draw of the globals, ``cells``, or ``particles x cells`` within their plate."""
+    evidence = Evidence(*reading, draws.B[s], push.action[s])
+    counted_c, responders, mean_c = batch.library_c, program.priors.responders, push.share[s]
+    share_c, share_ratio = weighed(
+        partial(responders.propose, mean_c, evidence), partial(responders.share, mean_c)
+    )
+    library_c, library_ratio = weighed(
+        partial(program.library.propose, counted_c), partial(program.library, counted_c)
+    )
+    z_ck, noise_ratio = weighed(
+        partial(pyro.sample, "z", evidence.noise(share_c)),
+        partial(pyro.sample, "z", program.noise(program.baseline)),
+    )
+    state_ck = scm.respond(z_ck, share_c.unsqueeze(-1) * push.action[s], draws.B[s])
+    x = expression(program, draws, s, state_ck, library_c, batch.covariates_cv)
+    return x.log_prob(batch.x_cg) + noise_ratio + share_ratio + library_ratio
 
 
 def weighed(propose: Callable[[], object], prior: Callable[[], Tensor]) -> tuple[Tensor, Tensor | float]:

@@ -88,7 +88,7 @@ def _of_draw(
     state_ck = scm.propagate(z_ck, draws.B[s])
     pushed_lk = scm.respond(torch.zeros(program.sizes.nodes), push.action[s], draws.B[s])
     for state in (state_ck, pushed_lk):
-        _check_states(state)
+        check_states(state)
     x_cg = posterior.expression(program, draws, s, state_ck, library_c, covariates_cv).sample()
     return {
         "edges": float((draws.B[s].abs() > EDGE).sum()),
@@ -98,7 +98,7 @@ def _of_draw(
     }
 
 
-def _check_states(state_ck: Tensor) -> None:
+def check_states(state_ck: Tensor) -> None:
     """Refuse states whose squares overflow: the layers of the decoder take variances."""
     if not state_ck.square().sum().isfinite():
         raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from sccvae_pyro.data.loading import Coding, Screen
+from sccvae_pyro.data.loading import Batch, Coding, Screen
+from sccvae_pyro.data.matrix import BLOCK_VALUES
 from sccvae_pyro.inference import posterior
 from sccvae_pyro.inference.posterior import Controls, Draws, Push
 from sccvae_pyro.models import scm
@@ -24,6 +25,7 @@ KEPT_CONTROLS = 1024
 
 CELLS_PER_DRAW = 64
 DISCREPANCY_DRAWS, DISCREPANCY_CELLS = 16, 32
+BLOCK_CELLS = 1024
 
 
 def remember_controls(program: Program, screen: Screen, seed: int) -> Controls:
@@ -241,18 +243,49 @@ def responders(program: Program, draws: Draws, screen: Screen, block: int = 2048
     return pd.DataFrame(table)
 
 
-def log_density(
-    program: Program, draws: Draws, screen: Screen, push: Push, seed: int, block: int = 1024
-) -> np.ndarray:
+def log_density(program: Program, draws: Draws, screen: Screen, push: Push, seed: int) -> np.ndarray:
     """Importance-sampled log density of each cell given its label, nats; ``cells``."""
     out = np.empty(len(screen))
-    codes = torch.from_numpy(screen.labels.cat.codes.to_numpy().astype(np.int64))
-    for rows, batch in screen.batches(np.arange(len(screen)), block):
-        own = push.of(codes[torch.as_tensor(rows)])
-        relative_c1 = scm.relative_of_cells(draws.relative_g, batch.guides_c).unsqueeze(-1)
-        own = own._replace(action=relative_c1 * own.action)
+    for rows, batch, own in labelled_batches(program, draws, screen, push):
         out[rows] = posterior.log_density(program, draws, batch, own, (seed, int(rows[0]))).numpy()
     return out
+
+
+def log_likelihood(
+    program: Program, draws: Draws, screen: Screen, push: Push, particles: int, seed: int
+) -> np.ndarray:
+    """Log density of each cell given each draw of the globals, nats; ``draws x cells``.
+
+    Genes and particles are summed over a block of cells at a time: only the result grows with the cells.
+    """
+    out = np.empty((len(draws), len(screen)), dtype=np.float32)
+    for rows, batch, own in labelled_batches(program, draws, screen, push, particles):
+        key = (seed, int(rows[0]))
+        out[:, rows] = posterior.log_likelihood(program, draws, batch, own, particles, key).numpy()
+    return out
+
+
+def labelled_batches(
+    program: Program,
+    draws: Draws,
+    screen: Screen,
+    push: Push,
+    particles: int = 1,
+    rows: np.ndarray | None = None,
+) -> Iterator[tuple[np.ndarray, Batch, Push]]:
+    """Walk cells in blocks: their rows, the batch, and what each cell carries by its label and guide.
+
+    Blocks are of :data:`BLOCK_CELLS` cells, or fewer where genes, particles or draws are many. Without
+    ``rows``, all cells.
+    """
+    codes = torch.from_numpy(screen.labels.cat.codes.to_numpy().astype(np.int64))
+    of_cell = (particles * program.sizes.genes, len(draws) * push.action.shape[-1] // 4)
+    size = int(np.clip(BLOCK_VALUES // max(of_cell), 1, BLOCK_CELLS))
+    walked = np.arange(len(screen)) if rows is None else rows
+    for block, batch in screen.batches(walked, size):
+        own = push.of(codes[torch.as_tensor(block)])
+        relative_c1 = scm.relative_of_cells(draws.relative_g, batch.guides_c).unsqueeze(-1)
+        yield block, batch, own._replace(action=relative_c1 * own.action)
 
 
 def penetrance_table(draws: Draws, perturbations: Sequence[str]) -> pd.DataFrame:
