@@ -31,6 +31,7 @@ from sccvae_pyro.inference import (
     mcmc,
     posterior,
     predictive,
+    psis,
     results,
     svi,
 )
@@ -225,6 +226,7 @@ class SCCVAE:
         folder = checkpoint_folder(checkpoint_dir, resume)
         self.program = build.program_of(self.spec, self.priors, screen, self.features, seed=spec.seed)
         self._drawn, self.controls = None, None
+        self._fitted_rows, _ = svi.split_rows(screen, spec)
         self.history = svi.fit(self.program, screen, spec, folder, resume, progress)
         self.controls = results.remember_controls(self.program, screen, spec.seed)
         self.discrepancy = self._fit_discrepancy(screen, self.controls, spec.seed)
@@ -622,6 +624,48 @@ class SCCVAE:
         predictive.warn_outside(table)
         return table
 
+    def psis(self, adata: AnnData | None = None, n_samples: int = 1000, seed: int = 0) -> psis.PSIS:
+        """Say how well the guide covers the posterior, cell by cell, and as a whole.
+
+        Pareto-smoothed importance sampling (Yao et al. 2018, ICML): the shape k of the largest ratios of
+        model to guide. Below 0.7 the guide covers the posterior well enough for importance sampling, and so
+        for :meth:`log_density`; above, it misses a part.
+
+        Parameters
+        ----------
+        adata
+            Cells that have been set up like the training screen; the globals are then left out. ``None``
+            takes the training screen, and judges the globals by the cells that the guide was fitted to.
+        n_samples
+            Proposals of each cell, each at a draw of the globals of its own.
+        seed
+            Seed.
+
+        Returns
+        -------
+        :class:`~sccvae_pyro.inference.psis.PSIS`: k of ``cells``, by ``perturbations``, and ``globals_k``.
+
+        Raises
+        ------
+        InputError
+            If the model is not fitted or has no data and none are given, or the cells do not fit it.
+
+        Warns
+        -----
+        InputWarning
+            If k is above 0.7 for any cell or for the globals.
+        """
+        self._require_fit()
+        check_counts(psis.FEWEST, n_samples=n_samples)
+        screen, labels = self._labelled(adata, "judge the guide")
+        draws = self._draws(n_samples, seed)
+        shapes = psis.of_cells(self.program, draws, screen, self._push(draws, labels, seed), seed)
+        found = psis.tabulate(
+            shapes, screen.labels, self._globals_k(screen, seed) if adata is None else math.nan
+        )
+        psis.warn_high(found)
+        return found
+
     def to_arviz(
         self,
         n_samples: int = 500,
@@ -674,7 +718,7 @@ class SCCVAE:
         """
         self._require_fit()
         asked = arviz_groups.named(groups)
-        _check_numbers(least=1, n_particles=n_particles)
+        check_counts(n_particles=n_particles)
         draws = self._draws(n_samples, seed)
         coords = export.coordinates(self.nodes, self.coding, self.features, draws)
         needed = arviz_groups.of_cells(asked)
@@ -835,6 +879,12 @@ class SCCVAE:
         targets = {target for label in labels for target in parse_targets(label, schema.control)}
         unseen = sorted(targets - set(self.coding.perturbations))
         return self.coding.with_unseen(unseen).screen(adata), labels
+
+    def _globals_k(self, screen: Screen, seed: int) -> float:
+        """Pareto shape of the globals, by the cells that the guide was fitted to."""
+        draws, ratio_s = posterior.draw_weighed(self.program, psis.GLOBAL_DRAWS, seed)
+        push = self._push(draws, [str(label) for label in screen.labels.cat.categories], seed)
+        return psis.of_globals(self.program, draws, ratio_s, screen, self._fitted_rows, push, seed)
 
     def _controls(self, cells: AnnData | None) -> posterior.Controls:
         known = self._require_fit()

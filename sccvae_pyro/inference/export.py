@@ -48,6 +48,9 @@ DIMENSIONS = {
 }
 """Names of the dimensions of the documented sites, and of what is said of cells and labels."""
 
+EQUAL = 1e-3
+"""Spread of log ratios, nats, below which they only differ by rounding."""
+
 Group = dict[str, np.ndarray]
 Coords = Mapping[str, Sequence[str]]
 
@@ -117,7 +120,7 @@ def _event(name: str, value: torch.Tensor, leading: tuple[int, ...], coords: Coo
 
 
 def _arviz() -> tuple[Any, bool]:
-    """Import ArviZ, and say whether it is 1.x: with the one that uses it, all that knows its versions."""
+    """Import ArviZ, and say whether it is 1.x: with the two that use it, all that knows its versions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0 at import
         import arviz
@@ -132,6 +135,35 @@ def _from_dict(groups: Mapping[str, Group], **names: Any) -> Any:
 
 PICTURES = (".pdf", ".png", ".svg")
 """Formats of a drawn program."""
+
+
+def pareto_k(log_ratios: np.ndarray) -> np.ndarray:
+    """Shape of the generalised Pareto distribution that the largest importance ratios follow.
+
+    Parameters
+    ----------
+    log_ratios
+        ``... x draws``, ``log p - log q``, up to a constant.
+
+    Returns
+    -------
+    k, without the last dimension; zero where all ratios are equal, which no tail can be fitted to.
+    """
+    shapes = np.zeros(log_ratios.shape[:-1])
+    varies = np.ptp(log_ratios, axis=-1) >= EQUAL
+    if varies.any():
+        shapes[varies] = _psislw(log_ratios[varies])
+    return shapes
+
+
+def _psislw(log_ratios: np.ndarray) -> np.ndarray:
+    """Fit the tails of importance ratios: 1.x takes them as one over a likelihood, 0.x as they are."""
+    arviz, is_one = _arviz()
+    if not is_one:
+        return arviz.psislw(log_ratios)[1]
+    from arviz_stats.base import array_stats
+
+    return array_stats.psislw(-log_ratios)[1]
 
 
 def render(program: Program, screen: Screen | None, filename: str | Path | None) -> Any:

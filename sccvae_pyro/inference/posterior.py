@@ -18,6 +18,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
+from pyro.poutine.util import site_is_subsample as is_plate
 from torch import Tensor
 
 from sccvae_pyro.data.loading import Batch
@@ -154,6 +155,39 @@ def draw_prior(program: Program, n_draws: int, seed: int) -> Draws:
     Draws
     """
     return _draw(program, program.prior_globals, n_draws, seed)
+
+
+@torch.no_grad()
+def draw_weighed(program: Program, n_draws: int, seed: int) -> tuple[Draws, Tensor]:
+    """Draw the globals from the guide, as :func:`draw` does, with ``log p - log q`` of each draw.
+
+    Parameters
+    ----------
+    program, n_draws, seed
+        As in :func:`draw`.
+
+    Returns
+    -------
+    Draws, and for each of them its log density under the priors less that under the guide, nats.
+    """
+    ratios: list[Tensor] = []
+
+    def propose() -> dict[str, Tensor]:
+        with poutine.trace() as proposed:
+            values = program.guide_globals()
+        with poutine.trace() as believed, poutine.condition(data=values):
+            program.globals_()
+        ratios.append(_log_prob(believed.trace) - _log_prob(proposed.trace))
+        return values
+
+    return _draw(program, propose, n_draws, seed), torch.cat(ratios)
+
+
+def _log_prob(trace: poutine.Trace) -> Tensor:
+    """Log density of all sites of a trace for each draw, draws."""
+    trace.compute_log_prob()
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample" and not is_plate(site)]
+    return sum(site["log_prob"].flatten(1).sum(1) for site in sites)
 
 
 def _draw(program: Program, propose: Callable[[], dict[str, Tensor]], n_draws: int, seed: int) -> Draws:
