@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -30,8 +31,10 @@ from sccvae_pyro.inference import (
     export,
     mcmc,
     posterior,
+    posterior_predictive,
     predictive,
     psis,
+    replicates,
     results,
     svi,
 )
@@ -41,6 +44,7 @@ from sccvae_pyro.inference.discrepancy import Discrepancy, fit_discrepancy
 from sccvae_pyro.inference.spec import InferenceSpec, NUTSSpec
 from sccvae_pyro.models import build
 from sccvae_pyro.models.graph_edges import node_names
+from sccvae_pyro.models.library import Observed
 from sccvae_pyro.models.program import Program
 from sccvae_pyro.models.responders import AllCells
 from sccvae_pyro.models.slot import Described, Member, Sizes, Targets, own_nodes
@@ -623,6 +627,70 @@ class SCCVAE:
         table = predictive.compare(simulated, predictive.observe(screen, scope), results.units(self.coding))
         predictive.warn_outside(table)
         return table
+
+    def posterior_predictive(
+        self, adata: AnnData | None = None, n_samples: int = 200, seed: int = 0
+    ) -> posterior_predictive.Check:
+        """Say what the fitted model would generate in place of measured cells, and where they differ.
+
+        Globals are drawn from the posterior, cells from the noise prior, with the perturbations, guides,
+        covariates and library sizes of at most 256 control cells and 64 cells of each of at most 32 other
+        labels. What the program leaves unexplained of a population mean, which :meth:`predict` adds, is not
+        in them. Known as the posterior predictive check (Gelman, Meng & Stern 1996, Stat Sin 6:733).
+
+        Parameters
+        ----------
+        adata
+            Cells that have been set up like the training screen, control cells among them; ``None`` takes the
+            training screen.
+        n_samples
+            Posterior draws.
+        seed
+            Seed of the draws, and of which cells are looked at where there are many.
+
+        Returns
+        -------
+        :class:`~sccvae_pyro.inference.posterior_predictive.Check`, whose ``summary`` has one row for each
+        quantity:
+
+        ``variance_to_mean``, ``zero_fraction``, or ``standard_deviation``
+            As in :meth:`prior_predictive`.
+        ``correlation``
+            Root mean square of the correlations between the 40 genes that control cells express most.
+        ``effect_median``, ``effect_q90``
+            Size of an effect over labels; generated and measured cells have the same sampling noise.
+        ``molecules_median``, ``molecules_spread``
+            Only where library sizes are generated: molecules of the measured genes of a control cell.
+        ``profile_distance``
+            How far the mean profile of a label is from what is expected, in sds of the generated ones.
+
+        Its columns are those of :meth:`prior_predictive`. Genes, pairs and labels behind it are in ``items``.
+
+        Raises
+        ------
+        InputError
+            If the model is not fitted or has no data and none are given, or the cells do not fit it.
+
+        Warns
+        -----
+        InputWarning
+            If the data lie outside the 90 % interval; the message names the quantities.
+        """
+        self._require_fit()
+        check_counts(2, n_samples=n_samples)
+        screen, _ = self._labelled(adata, "check what it generates")
+        draws = self._draws(n_samples, seed)
+        part = replicates.Part.of(screen, seed)
+        measured = replicates.measured(screen, part)
+        generates = not isinstance(self.priors.library, Observed)
+        looked = posterior_predictive.Looked.at(measured, part, screen, generates)
+        push = self._push(draws, part.labels, seed)
+        cells = replicates.replicate(self.program, draws, push, screen, part, seed)
+        found = posterior_predictive.check(
+            measured, cells, looked, self.coding.genes, results.units(self.coding)
+        )
+        predictive.warn_outside(found.summary, "fitted model", posterior_predictive.ADVICE)
+        return found
 
     def psis(self, adata: AnnData | None = None, n_samples: int = 1000, seed: int = 0) -> psis.PSIS:
         """Say how well the guide covers the posterior, cell by cell, and as a whole.

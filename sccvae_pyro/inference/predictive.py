@@ -92,9 +92,9 @@ def _of_draw(
     x_cg = posterior.expression(program, draws, s, state_ck, library_c, covariates_cv).sample()
     return {
         "edges": float((draws.B[s].abs() > EDGE).sum()),
-        **_of_effects(_sizes(program, draws, s, push, z_ck, covariates_cv, profile)),
+        **of_effects(_sizes(program, draws, s, push, z_ck, covariates_cv, profile)),
         "responding_cells": float(draws.share_p[s].mean()),
-        **_of_controls(x_cg.numpy(), program.priors.likelihood.kind),
+        **of_controls(x_cg.numpy(), program.priors.likelihood.kind),
     }
 
 
@@ -138,8 +138,8 @@ def observe(screen: Screen, scope: Scope) -> pd.Series:
     -------
     Series of the quantities that the data show.
     """
-    controls = _of_controls(screen.rows(scope.rows), screen.coding.schema.kind)
-    return pd.Series({**_of_effects(_observed_sizes(screen, scope.labels)), **controls})
+    controls = of_controls(screen.rows(scope.rows), screen.coding.schema.kind)
+    return pd.Series({**of_effects(_observed_sizes(screen, scope.labels)), **controls})
 
 
 def _observed_sizes(screen: Screen, labels: list[str]) -> np.ndarray:
@@ -155,13 +155,13 @@ def _observed_sizes(screen: Screen, labels: list[str]) -> np.ndarray:
     return np.sqrt(np.maximum(square.mean(axis=1), 0.0)).to_numpy()
 
 
-def _of_effects(sizes: np.ndarray) -> dict[str, float]:
+def of_effects(sizes: np.ndarray) -> dict[str, float]:
     """Median and 90 % quantile of the sizes of effects; NaN where there are none."""
     median, high = np.quantile(sizes, [0.5, 0.9]) if len(sizes) else (np.nan, np.nan)
     return {"effect_median": float(median), "effect_q90": float(high)}
 
 
-def _of_controls(x_cg: np.ndarray, kind: str) -> dict[str, float]:
+def of_controls(x_cg: np.ndarray, kind: str) -> dict[str, float]:
     """Spread of the genes of control cells, and for counts their zeros."""
     mean_g, variance_g = x_cg.mean(axis=0, dtype=np.float64), x_cg.var(axis=0, dtype=np.float64)
     if kind == "continuous":
@@ -204,6 +204,10 @@ def _units(profile: str) -> dict[str, str]:
         "edges": f"number with |B| > {EDGE}",
         "effect_median": effect,
         "effect_q90": effect,
+        "profile_distance": "RMS over genes of (mean - expected) / sd, median of labels",
+        "correlation": "RMS of the correlations of genes in control cells",
+        "molecules_median": "molecules of a control cell, median",
+        "molecules_spread": "sd of their logarithm over control cells",
         "responding_cells": "mean share of the shift",
         "variance_to_mean": "molecules, median of genes in control cells",
         "zero_fraction": "share of counts of control cells",
@@ -211,17 +215,29 @@ def _units(profile: str) -> dict[str, str]:
     }
 
 
-def warn_outside(table: pd.DataFrame) -> None:
-    """Warn, at the line that called the façade, of the quantities whose data the prior does not expect."""
+OF_PRIOR = "Ask whether the priors mean what you believe, and whether the decoder is fitted."
+
+
+def warn_outside(table: pd.DataFrame, expects: str = "prior", advice: str = OF_PRIOR) -> None:
+    """Warn, at the line that called the façade, of the quantities whose data the prior does not expect.
+
+    Parameters
+    ----------
+    table
+        What :func:`compare` returns.
+    expects
+        What it is that expects other data.
+    advice
+        What to do about it.
+    """
     surprising = table[~table["inside"].fillna(True)]
     if surprising.empty:
         return
     said = "; ".join(
-        f"{name} is {row.data:.3g}, the prior says {row.q05:.3g} to {row.q95:.3g}"
+        f"{name} is {row.data:.3g}, the {expects} says {row.q05:.3g} to {row.q95:.3g}"
         for name, row in zip(surprising.index, surprising.itertuples(), strict=True)
     )
     message = (
-        f"The data lie outside the prior's 90 % interval in {listing(surprising.index)}: {said}. "
-        "Ask whether the priors mean what you believe, and whether the decoder is fitted."
+        f"The data lie outside the {expects}'s 90 % interval in {listing(surprising.index)}: {said}. {advice}"
     )
     warnings.warn(message, InputWarning, stacklevel=3)

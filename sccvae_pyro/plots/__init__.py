@@ -9,6 +9,7 @@ from sccvae_pyro.plots.dose import penetrance_curves
 from sccvae_pyro.plots.effects import effect_heatmap
 from sccvae_pyro.plots.graph import strongest_edges
 from sccvae_pyro.plots.penetrance import penetrance_forest
+from sccvae_pyro.plots.posterior import posterior_predictive
 from sccvae_pyro.plots.predictions import compare, predicted_against_observed, top_genes
 from sccvae_pyro.plots.priors import prior_predictive
 from sccvae_pyro.plots.scores import score_forest
@@ -24,6 +25,7 @@ __all__ = [
     "penetrance_curves",
     "penetrance_forest",
     "pit_histogram",
+    "posterior_predictive",
     "predicted_against_observed",
     "prior_predictive",
     "risk_coverage",

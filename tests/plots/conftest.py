@@ -109,6 +109,29 @@ def curves():
 
 
 @pytest.fixture
+def generated(rng):
+    """Items of a check of counts; the data of every tenth lie outside, and of one label all."""
+    pairs = [(a, b) for i, a in enumerate(GENES[:10]) for b in GENES[:i]]
+    keys = {
+        "variance": [("control", gene, "") for gene in GENES],
+        "zero_fraction": [("control", gene, "") for gene in GENES],
+        "correlation": [("control", *pair) for pair in pairs],
+        "mean_profile": [(label, gene, "") for label in ["control", *PERTURBATIONS, "P"] for gene in GENES],
+    }
+    rows = [(quantity, *key) for quantity, of in keys.items() for key in of]
+    table = pd.DataFrame(rows, columns=["quantity", "label", "gene", "other"])
+    table["expression"] = table["gene"].map(dict(zip(GENES, np.linspace(0.5, 6, len(GENES)), strict=True)))
+    middle = rng.uniform(0.1, 0.9, len(table))
+    table["inside"] = (np.arange(len(table)) % 10 > 0) & (table["label"] != "P")
+    return table.assign(
+        q05=middle - 0.05,
+        median=middle,
+        q95=middle + 0.05,
+        data=middle + np.where(table["inside"], 0.0, 0.08),
+    )
+
+
+@pytest.fixture
 def believed():
     """A prior of counts that expects smaller effects than the data show."""
     rows = {

@@ -16,7 +16,7 @@ from sccvae_pyro.plots.style import apart
 
 
 @pytest.fixture
-def pictures(scores, predictions, observed, history, penetrance, edges, curves, believed):
+def pictures(scores, predictions, observed, history, penetrance, edges, curves, believed, generated):
     """Every plot under its name."""
     table, pair = scores.table(), plots.compare(predictions, observed, "P3")
     return {
@@ -33,6 +33,7 @@ def pictures(scores, predictions, observed, history, penetrance, edges, curves, 
         "dose": plots.penetrance_curves(curves, "P1"),
         "graph": plots.strongest_edges(edges),
         "priors": plots.prior_predictive(believed),
+        "posterior": plots.posterior_predictive(generated),
     }
 
 
@@ -244,6 +245,24 @@ def test_data_outside_the_prior_differ_by_shape_and_colour(believed):
     assert inside.get_marker() != outside.get_marker() and inside.get_color() != outside.get_color()
     low, high = rows["effect_q90"].get_xlim()
     assert low < 0 and high > 0.5
+
+
+def test_generated_cells_stand_beside_the_data(generated):
+    panels = plots.posterior_predictive(generated).ax.child_axes
+    titles = [panel.get_title(loc="left") for panel in panels]
+    assert titles == ["Mean and variance", "Zeros", "Pairs of genes in control cells", "Mean profiles"]
+    inside, outside = panels[1].lines
+    assert (len(inside.get_xdata()), len(outside.get_xdata())) == (36, 4)
+    assert inside.get_marker() != outside.get_marker() and inside.get_color() != outside.get_color()
+    worst = panels[3].get_yticklabels()[0].get_text()
+    _, fine, low = panels[3].lines
+    assert worst == "P" and list(low.get_xdata()) == [0.0] and (fine.get_xdata() == 90).all()
+    assert [text.get_text() for text in panels[3].texts] == ["and 2 more, better"]
+
+
+def test_values_have_no_panel_of_zeros(generated):
+    values = generated[generated["quantity"] != "zero_fraction"]
+    assert len(plots.posterior_predictive(values).ax.child_axes) == 3
 
 
 # Labels that keep apart
