@@ -23,6 +23,14 @@ MAX_EPOCHS = 1
 N_SAMPLES = 4
 SEED = 0
 """,
+    "uncertainty": """
+SIZE = {"n_perturbations": 12, "cells_per_perturbation": 10, "n_control": 40, "n_genes": 30}
+MAX_EPOCHS = 1
+N_SAMPLES = 30
+N_CELLS = 40
+N_PROPOSALS = 100
+SEED = 0
+""",
 }
 """What takes the place of each notebook's cell of parameters."""
 
