@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import networkx as nx
 from anndata import AnnData
 
 from sccvae_pyro.errors import InputError
@@ -104,6 +105,11 @@ def write_anndata(adata: AnnData, path: str | Path) -> Path:
 def write_text(text: str, path: str | Path) -> Path:
     """Write a text file."""
     return write_whole(as_path(path), lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def write_graphml(graph: nx.DiGraph, path: str | Path) -> Path:
+    """Write a graph as GraphML, which Cytoscape, Gephi, igraph and networkx read."""
+    return write_whole(Path(path), lambda unfinished: nx.write_graphml(graph, unfinished))
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:

@@ -12,6 +12,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
+import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
@@ -25,7 +26,7 @@ from sccvae_pyro.data.loading import Coding, Covariate, Screen
 from sccvae_pyro.data.schema import Schema, canonical_label, cell_labels, parse_targets
 from sccvae_pyro.data.wording import folded, listing, nearest, question
 from sccvae_pyro.errors import InputError, InputWarning
-from sccvae_pyro.files import as_path
+from sccvae_pyro.files import as_path, write_graphml
 from sccvae_pyro.inference import (
     arviz_groups,
     export,
@@ -571,6 +572,36 @@ class SCCVAE:
         self._require_fit()
         check_counts(2, n_samples=n_samples)
         return results.edge_table(self.program, self._draws(n_samples, seed), self.nodes)
+
+    def to_networkx(self, n_samples: int = 500, seed: int = 0) -> nx.DiGraph:
+        """The graph of :meth:`edges` for networkx.
+
+        Returns
+        -------
+        Directed graph of all nodes and of every edge that any draw has: with a learned order it may hold both
+        directions of a pair. Edges have the columns of :meth:`edges` as attributes; nodes have ``position``
+        (in the order of the model), ``is_gene`` and ``perturbed`` (by a perturbation of that name).
+
+        Raises
+        ------
+        InputError
+            If the model is not fitted.
+        """
+        return export.to_networkx(self.edges(n_samples, seed), self.program.sizes)
+
+    def write_graphml(self, path: str | Path, n_samples: int = 500, seed: int = 0) -> Path:
+        """Write the graph of :meth:`to_networkx` as GraphML, for Cytoscape, Gephi or igraph.
+
+        Returns
+        -------
+        The path. The file appears whole or not at all.
+
+        Raises
+        ------
+        InputError
+            If the model is not fitted, or the file cannot be written.
+        """
+        return write_graphml(self.to_networkx(n_samples, seed), path)
 
     def prior_predictive(self, n_samples: int = 200, seed: int = 0) -> pd.DataFrame:
         """Say what the priors believe in the units of the data, and where the data disagree.

@@ -1,4 +1,4 @@
-"""Posterior draws for ArviZ, and a drawing of the program."""
+"""Posterior draws for ArviZ, the graph for networkx, and a drawing of the program."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import networkx as nx
+import pandas as pd
 import pyro
 import torch
 
@@ -18,7 +20,9 @@ from sccvae_pyro.data.loading import Batch, Coding, Covariate, Screen
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.files import as_path, check_file
 from sccvae_pyro.inference.posterior import Draws
+from sccvae_pyro.models.graph_edges import node_names
 from sccvae_pyro.models.program import Program
+from sccvae_pyro.models.slot import Sizes
 
 DIMENSIONS = {
     "B": ["parent", "node"],
@@ -114,6 +118,32 @@ def _columns(covariate: Covariate) -> list[str]:
 
 
 def _event(name: str, value: torch.Tensor, leading: tuple[int, ...], coords: Coords) -> np.ndarray:
+def to_networkx(edges: pd.DataFrame, sizes: Sizes) -> nx.DiGraph:
+    """Give the graph to networkx; see :meth:`sccvae_pyro.SCCVAE.to_networkx`.
+
+    Parameters
+    ----------
+    edges
+        What :func:`~sccvae_pyro.inference.results.edge_table` returns.
+    sizes
+        Names of the nodes, and which of them are genes or perturbed.
+
+    Returns
+    -------
+    Graph whose attributes are plain numbers, words and truth values, which every format can store.
+    """
+    graph = nx.DiGraph()
+    perturbed = set(sizes.perturbation_names)
+    for position, name in enumerate(node_names(sizes)):
+        graph.add_node(name, position=position, is_gene=bool(sizes.anchors), perturbed=name in perturbed)
+    columns = edges.columns.drop(["source", "target"])
+    numbers = edges[columns].to_numpy(dtype=float).tolist()
+    for source, target, values in zip(edges["source"], edges["target"], numbers, strict=True):
+        graph.add_edge(source, target, **dict(zip(columns, values, strict=True)))
+    return graph
+
+
+def _event(name: str, value: torch.Tensor, leading: tuple[int, ...], coords: dict[str, list[str]]) -> Any:
     """Drop the singletons of vectorised plates: chains x draws x the site's own dimensions."""
     shape = [len(coords[dim]) for dim in DIMENSIONS.get(name, [])] or [d for d in value.shape[1:] if d != 1]
     return value.reshape(*leading, *shape).numpy()

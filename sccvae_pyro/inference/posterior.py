@@ -295,6 +295,28 @@ def noise_of_controls(controls: Controls, rows: Tensor, B: Tensor) -> torch.dist
 
 
 @torch.no_grad()
+def starting_cells(
+    program: Program, draws: Draws, controls: Controls, cells_per_draw: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Control cells that each draw of the globals starts from; see :func:`population_means`.
+
+    Yields
+    ------
+    For each draw: rows of ``controls``, their noise, ``cells x nodes``, and the share of its action that each
+    shows if it responds, ``cells``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n_cells = len(controls.library_c)
+    order = torch.randperm(n_cells, generator=generator)
+    for s in range(len(draws)):
+        rows = order[(s * cells_per_draw + torch.arange(min(cells_per_draw, n_cells))) % n_cells]
+        with seeded(seed + s):
+            z_ck = noise_of_controls(controls, rows, draws.B[s]).sample()
+            response_c = program.priors.responders.response(torch.ones(len(rows)))
+        yield rows, z_ck, response_c
+
+
+@torch.no_grad()
 def population_means(
     program: Program,
     draws: Draws,
@@ -338,6 +360,8 @@ def population_means(
         with seeded(seed + s):
             z_ck = noise_of_controls(controls, rows, draws.B[s]).sample()
             response_c = program.priors.responders.response(torch.ones(len(rows)))
+    cells = starting_cells(program, draws, controls, cells_per_draw, seed)
+    for s, (rows, z_ck, response_c) in enumerate(cells):
         expected = expected_mean(program, profile, draws, s, controls.covariates_cv[rows])
         yield s, mean_changes(expected, z_ck, response_c, push.action[s], push.share[s]).numpy()
 

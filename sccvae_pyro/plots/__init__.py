@@ -7,7 +7,7 @@ the data that they show. Nothing touches pyplot, so pictures can be made on serv
 from sccvae_pyro.plots.calibration import coverage, error_against_spread, pit_histogram, risk_coverage
 from sccvae_pyro.plots.dose import penetrance_curves
 from sccvae_pyro.plots.effects import effect_heatmap
-from sccvae_pyro.plots.graph import strongest_edges
+from sccvae_pyro.plots.graph import plot_graph, strongest_edges
 from sccvae_pyro.plots.penetrance import penetrance_forest
 from sccvae_pyro.plots.posterior import posterior_predictive
 from sccvae_pyro.plots.predictions import compare, predicted_against_observed, top_genes
@@ -25,6 +25,7 @@ __all__ = [
     "penetrance_curves",
     "penetrance_forest",
     "pit_histogram",
+    "plot_graph",
     "posterior_predictive",
     "predicted_against_observed",
     "prior_predictive",

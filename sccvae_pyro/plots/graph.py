@@ -13,10 +13,12 @@ from matplotlib.path import Path
 
 from sccvae_pyro.plots.style import DOWN, GREY, INK, SMALL, UP, Plot, axes
 
-_WIDTH = 7.6  # inches
+_WIDTH = 7.6  # inches, of a graph without long chains
+_LEAST_PITCH = 1.5  # of a column, in widths of a name: what is left is for the arrows
 _POINTS_PER_LETTER = 5.2
 _BOX_HEIGHT = 0.56  # of the distance between rows
 _SWEEPS = 12  # passes over the columns that straighten edges
+_FAINTEST = 0.2  # opacity of an edge whose sign is a coin toss, or that is hardly in the graph
 
 Node = str | tuple[str, str, int]  # a name, or source, target and layer of an edge that passes through
 Layers = list[list[Node]]
@@ -39,23 +41,68 @@ def strongest_edges(edges: pd.DataFrame, n: int = 25, ax: Axes | None = None) ->
     ax
         Axes to draw on; ``None`` makes new ones.
     """
-    shown = _acyclic(edges.astype({"source": str, "target": str}), n)
+    shown = _acyclic(_named(edges), n)
+    return _picture(shown, np.full(len(shown), 0.85), "Strongest edges", ax)
+
+
+def plot_graph(edges: pd.DataFrame, n: int = 40, ax: Axes | None = None) -> Plot:
+    """Draw the graph with how sure each edge is; causes stand to the left of their effects.
+
+    As :func:`strongest_edges`, and the paler an edge, the less sure it is. Of a large graph only the strongest
+    edges and the nodes that they join are shown, and the title counts them.
+
+    Parameters
+    ----------
+    edges
+        What :meth:`sccvae_pyro.SCCVAE.edges` returns: ``source``, ``target``, ``mean``,
+        ``probability_positive`` and, where the prior tells edges from none, ``inclusion``. An edge is as sure
+        as it is probable, or else as its sign is.
+    n
+        Most edges to show, by the size of their mean.
+    ax
+        Axes to draw on; ``None`` makes new ones, as wide as the longest chain of causes needs.
+    """
+    known = _named(edges)
+    shown = _acyclic(known, n)
+    counts = [len({*table["source"], *table["target"]}) for table in (shown, known)]
+    title = f"{len(shown)} strongest of {len(known):,} edges, among {counts[0]} of {counts[1]} nodes"
+    if len(shown) == len(known):
+        title = f"All {len(known)} edges among {counts[1]} nodes"
+    plot = _picture(shown, _FAINTEST + (1 - _FAINTEST) * _sureness(shown), title, ax)
+    key = "Orange raises, blue dashed lowers; the wider, the stronger; the paler, the less sure"
+    plot.ax.text(0, 0, key, transform=plot.ax.transAxes, fontsize=SMALL, va="top", color=GREY)
+    return plot
+
+
+def _sureness(edges: pd.DataFrame) -> np.ndarray:
+    """From 0 to 1: probability of each edge where the prior tells it, else twice that of its sign less 1."""
+    if "inclusion" in edges:
+        return edges["inclusion"].to_numpy()
+    return np.abs(2 * edges["probability_positive"].to_numpy() - 1)
+
+
+def _named(edges: pd.DataFrame) -> pd.DataFrame:
+    return edges.astype({"source": str, "target": str})
+
+
+def _picture(shown: pd.DataFrame, opacity: np.ndarray, title: str, ax: Axes | None) -> Plot:
     graph = nx.DiGraph(list(zip(shown["source"], shown["target"], strict=True)))
     name_width = _POINTS_PER_LETTER * max(map(len, graph)) + 8
     place, lanes = _layout(graph, n_columns=max(2, int(72 * _WIDTH / (2.2 * name_width))))
     right, bottom = np.max(list(place.values()), axis=0)
-    ax = axes(ax, _WIDTH, 0.8 + 0.3 * bottom)
-    half = name_width / 2 * (right + 1) / (72 * _WIDTH)
+    width = max(_WIDTH, _LEAST_PITCH * name_width * (right + 1) / 72)
+    ax = axes(ax, width, 0.8 + 0.3 * bottom)
+    half = name_width / 2 * (right + 1) / (72 * width)
     largest = shown["mean"].abs().max()
-    for edge in shown.itertuples():
+    for edge, alpha in zip(shown.itertuples(), opacity, strict=True):
         stops = [place[node] for node in lanes[edge.source, edge.target]]
-        ax.add_patch(_arrow(stops, half, edge.mean, abs(edge.mean) / largest))
+        ax.add_patch(_arrow(stops, half, edge.mean, abs(edge.mean) / largest, alpha))
     for node, (x, y) in place.items():
         if isinstance(node, str):
             _box(ax, node, x, y, half)
     ax.set(xlim=(-0.5, right + 0.5), ylim=(bottom + 0.6, -0.6))
     ax.set_axis_off()
-    ax.set_title("Strongest edges", fontsize=10, loc="left", color=INK)
+    ax.set_title(title, fontsize=10, loc="left", color=INK)
     return Plot(ax, shown)
 
 
@@ -74,7 +121,9 @@ def _box(ax: Axes, name: str, x: float, y: float, half: float) -> None:
     ax.text(x, y, name, ha="center", va="center", fontsize=SMALL, color=INK, zorder=4, parse_math=False)
 
 
-def _arrow(stops: list[tuple[float, float]], half: float, mean: float, strength: float) -> FancyArrowPatch:
+def _arrow(
+    stops: list[tuple[float, float]], half: float, mean: float, strength: float, alpha: float
+) -> FancyArrowPatch:
     """A curve from the right side of the first stop, level through those between, to the left of the last."""
     rises = mean > 0
     return FancyArrowPatch(
@@ -86,7 +135,7 @@ def _arrow(stops: list[tuple[float, float]], half: float, mean: float, strength:
         linewidth=0.7 + 2.2 * strength,
         linestyle="-" if rises else (0, (4, 2)),
         color=UP if rises else DOWN,
-        alpha=0.85,
+        alpha=alpha,
         zorder=2,
     )
 
