@@ -29,8 +29,11 @@ from sccvae_pyro.errors import InputError, InputWarning
 from sccvae_pyro.files import as_path, write_graphml
 from sccvae_pyro.inference import (
     arviz_groups,
+    choice,
     export,
+    interactions,
     mcmc,
+    paths,
     posterior,
     posterior_predictive,
     predictive,
@@ -290,8 +293,7 @@ class SCCVAE:
         draws = self._draws(n_samples, seed)
         push = self._push(draws, labels, seed).at(penetrance)
         deltas = results.population_deltas(self.program, draws, start, push, seed)
-        n_targets = [len(parse_targets(label, self.coding.schema.control)) for label in labels]
-        self.discrepancy.add_to(deltas, penetrance, labels, np.array(n_targets), seed)
+        self.discrepancy.add_to(deltas, penetrance, labels, self._n_targets(labels), seed)
         status = [self._status(label) for label in labels]
         settings = {"penetrance": penetrance, "n_samples": int(n_samples), "seed": int(seed)}
         return results.prediction(deltas, labels, status, self.coding, start.mean_g, settings, return_draws)
@@ -602,6 +604,201 @@ class SCCVAE:
             If the model is not fitted, or the file cannot be written.
         """
         return write_graphml(self.to_networkx(n_samples, seed), path)
+
+    def paths(
+        self,
+        perturbation: Perturbation,
+        gene: str,
+        n_paths: int = 10,
+        penetrance: float = 1.0,
+        n_samples: int = 200,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Take the effect of a perturbation on a gene apart by the paths through the graph that it takes.
+
+        A path runs from a node that the perturbation acts on along edges to the gene. What goes along it is
+        the push on its first node, times the weights of its edges, times what the gene shows of its last
+        node: of the node itself where the gene has one, else by the decoder, taken as linear around the
+        control cells. A node that is cut or scaled (:class:`~sccvae_pyro.priors.intervention.Do`) is pushed
+        by what it loses at the mean control state.
+
+        Parameters
+        ----------
+        perturbation
+            Label or targets.
+        gene
+            A measured gene.
+        n_paths
+            Paths to name: those of the largest mean size over draws.
+        penetrance
+            Factor on the shift.
+        n_samples
+            Posterior draws.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        DataFrame indexed by ``path``, the names of its nodes and the gene. Columns ``mean``, ``sd``, ``q05``,
+        ``q95`` and ``probability_positive``: what goes along it, in units of a profile; ``share``: its mean
+        over that of all paths, which sums to one and may lie beyond 0 and 1 where paths oppose each other;
+        ``n_edges`` of the graph. After the paths come the row ``all other paths``, and the sum ``all paths``;
+        then what leads from it to the prediction: ``beyond the paths``, what the curvature of decoder and
+        counts adds to the linear effect, and, of a gene with a node, the molecules that it shares with other
+        genes; ``beyond the nodes``, what :meth:`predict` adds for what nodes leave unexplained, and
+        ``predicted``, the sum of these three, equal to the layer ``delta`` of :meth:`predict`.
+
+        Raises
+        ------
+        InputError
+            As in :meth:`predict`, or if the gene is not measured, or the perturbation is control.
+        """
+        start = self._require_fit()
+        _check_numbers(penetrance, n_samples=n_samples)
+        check_counts(n_paths=n_paths)
+        position, labels = int(self._positions([gene])[0]), self._labels([perturbation])
+        if labels[0] == self.coding.schema.control:
+            raise InputError(f"{labels[0]!r} is the control: it acts on no node. Name a perturbation.")
+        draws = self._draws(n_samples, seed)
+        push = self._push(draws, labels, seed).at(penetrance)
+        flow = paths.flow(self.program, draws, start, push, position, results.CELLS_PER_DRAW, seed)
+        deltas = results.population_deltas(self.program, draws, start, push, seed)
+        predicted = deltas.copy()
+        self.discrepancy.add_to(predicted, penetrance, labels, self._n_targets(labels), seed)
+        ends = deltas[:, 0, position], predicted[:, 0, position]
+        return paths.path_table(flow, n_paths, self.nodes, gene, *ends)
+
+    def interactions(
+        self,
+        combinations: Sequence[Perturbation] | str,
+        penetrance: float = 1.0,
+        n_samples: int = 200,
+        seed: int = 0,
+    ) -> AnnData:
+        """Compare combinations with the sum of their parts, draw by draw.
+
+        Shifts of a combination add up, so that what is not additive comes from the decoder and the counts;
+        from nodes that are cut or scaled; and from parts that different fractions of cells respond to. What
+        nodes leave unexplained, which :meth:`predict` adds, is left out: it is known of no combination.
+
+        Parameters
+        ----------
+        combinations
+            Labels (``"JAK2+IRF1"``) or sequences of two targets or more, seen or unseen.
+        penetrance
+            Factor on all shifts.
+        n_samples
+            Posterior draws.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        AnnData
+            Combinations x genes. Layers ``delta``: predicted effect; ``additive``: sum of the effects of the
+            parts; ``interaction``, also ``X``: their difference, with ``interaction_sd``,
+            ``interaction_q05``, ``interaction_q95``. Columns of ``obs``, the first two with ``_q05`` and
+            ``_q95``: ``score``, norm over genes of the interaction over that of the additive effect, at least
+            0; ``projection``, the part along the additive effect: above 0 the combination goes farther than
+            its parts (synergistic), below less far (buffering); ``probability_synergistic``, that it lies
+            above 0; ``status`` as in :meth:`predict`.
+
+        Raises
+        ------
+        InputError
+            As in :meth:`predict`, or if a label has fewer than two targets.
+        """
+        start = self._require_fit()
+        _check_numbers(penetrance, n_samples=n_samples)
+        labels = self._labels(combinations)
+        parsed = [parse_targets(label, self.coding.schema.control) for label in labels]
+        if not labels:
+            raise InputError("combinations names none. Name pairs, as 'A+B'.")
+        if alone := [label for label, targets in zip(labels, parsed, strict=True) if len(targets) < 2]:
+            raise InputError(f"{listing(alone)} has no second target to interact with. Name pairs, as 'A+B'.")
+        draws = self._draws(n_samples, seed)
+        push = self._push(draws, [*labels, *interactions.parts(parsed)], seed).at(penetrance)
+        deltas = results.population_deltas(self.program, draws, start, push, seed)
+        status = [self._status(label) for label in labels]
+        settings = {"penetrance": float(penetrance), "n_samples": n_samples, "seed": seed}
+        return interactions.table(deltas, parsed, labels, status, self.coding, settings)
+
+    def suggest(
+        self,
+        candidates: Sequence[Perturbation],
+        genes: Sequence[str] | None = None,
+        threshold: float | None = None,
+        n: int = 10,
+        n_cells: int = 100,
+        n_samples: int = 500,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Rank perturbations by what measuring them would tell, or by how likely they do what is wanted.
+
+        Without a threshold the batch is chosen one by one, each candidate for the information that its
+        measurement adds on the effects of all candidates: the mutual information under a joint normal
+        view of the posterior draws along the principal components of their uncertainty.
+
+        Parameters
+        ----------
+        candidates
+            Labels or targets, single or combined, that could be measured.
+        genes
+            Genes whose effects matter; ``None`` takes all.
+        threshold
+            Wanted mean effect over ``genes``, in units of a profile: at least as high where positive,
+            at least as low where negative. Candidates are then ranked by the probability of it.
+        n
+            Candidates to name.
+        n_cells
+            Cells that would be measured of each.
+        n_samples
+            Posterior draws.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        DataFrame indexed by perturbation, the best first. Columns ``rank``; ``status`` as in :meth:`predict`;
+        ``information``: what its measurement would tell of the effects of all candidates beside those ranked
+        above it, nats; ``alone``: the same if nothing else were measured; ``others``: share of the variance
+        of all other candidates that it would take away alone; ``sd`` of its mean effect over ``genes``; with
+        a threshold ``probability``, ``effect``, ``effect_q05`` and ``effect_q95`` of that mean; and
+        ``reason``, in words.
+
+        Raises
+        ------
+        InputError
+            As in :meth:`predict`, or if there are no candidates, a gene is not measured, or a
+            threshold comes without genes.
+        """
+        start = self._require_fit()
+        check_counts(2, n_samples=n_samples)
+        check_counts(n=n, n_cells=n_cells)
+        if threshold is not None and (genes is None or not math.isfinite(threshold)):
+            raise InputError(
+                f"threshold={threshold!r} needs a finite number and genes=[...] to compare with."
+            )
+        positions = self._positions(self.coding.genes if genes is None else genes)
+        labels = self._labels(candidates)
+        if not labels or self.coding.schema.control in labels:
+            raise InputError("candidates must name perturbations, at least one and not the control.")
+        draws = self._draws(n_samples, seed)
+        push = self._push(draws, labels, seed)
+        outlook = choice.outlook(
+            self.program,
+            draws,
+            start,
+            push,
+            self.discrepancy,
+            labels,
+            self._n_targets(labels),
+            positions,
+            n_cells,
+            results.CELLS_PER_DRAW,
+            seed,
+        )
+        return choice.table(outlook, labels, [self._status(label) for label in labels], n, threshold)
 
     def prior_predictive(self, n_samples: int = 200, seed: int = 0) -> pd.DataFrame:
         """Say what the priors believe in the units of the data, and where the data disagree.
@@ -1042,6 +1239,20 @@ class SCCVAE:
         """What is measured of perturbed genes."""
         expression = build.expression_of(names, self.coding, self.program.baseline)
         return Targets(tuple(names), own_nodes(names, self.program.sizes), expression)
+
+    def _positions(self, genes: Sequence[str]) -> np.ndarray:
+        """Positions of measured genes."""
+        asked = [genes] if isinstance(genes, str) else list(genes)
+        positions = pd.Index(self.coding.genes).get_indexer(asked)
+        if unknown := [gene for gene, position in zip(asked, positions, strict=True) if position < 0]:
+            near = question(nearest(unknown[0], self.coding.genes, n=1))
+            raise InputError(f"{listing(unknown)} are not among the measured genes. {near}Name others.")
+        if not asked:
+            raise InputError("genes names no gene. Leave it out to take all of them.")
+        return positions
+
+    def _n_targets(self, labels: Sequence[str]) -> np.ndarray:
+        return np.array([len(parse_targets(label, self.coding.schema.control)) for label in labels])
 
     def _status(self, label: str) -> str:
         if label == self.coding.schema.control:

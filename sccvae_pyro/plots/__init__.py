@@ -8,6 +8,7 @@ from sccvae_pyro.plots.calibration import coverage, error_against_spread, pit_hi
 from sccvae_pyro.plots.dose import penetrance_curves
 from sccvae_pyro.plots.effects import effect_heatmap
 from sccvae_pyro.plots.graph import plot_graph, strongest_edges
+from sccvae_pyro.plots.interaction import interaction
 from sccvae_pyro.plots.penetrance import penetrance_forest
 from sccvae_pyro.plots.posterior import posterior_predictive
 from sccvae_pyro.plots.predictions import compare, predicted_against_observed, top_genes
@@ -22,6 +23,7 @@ __all__ = [
     "coverage",
     "effect_heatmap",
     "error_against_spread",
+    "interaction",
     "penetrance_curves",
     "penetrance_forest",
     "pit_histogram",

@@ -48,8 +48,8 @@ def strongest_edges(edges: pd.DataFrame, n: int = 25, ax: Axes | None = None) ->
 def plot_graph(edges: pd.DataFrame, n: int = 40, ax: Axes | None = None) -> Plot:
     """Draw the graph with how sure each edge is; causes stand to the left of their effects.
 
-    As :func:`strongest_edges`, and the paler an edge, the less sure it is. Of a large graph only the strongest
-    edges and the nodes that they join are shown, and the title counts them.
+    As :func:`strongest_edges`, and the paler an edge, the less sure it is. Of a large graph only the
+    strongest edges and the nodes that they join are shown, and the title counts them.
 
     Parameters
     ----------
