@@ -190,6 +190,8 @@ def path_table(
         "predicted": predicted,
     }
     rows = {**shares, **sums}
+    gaps = {"beyond the paths": curved - total, "beyond the nodes": predicted - curved}
+    rows = {**shares, **gaps, "predicted": predicted}
     values = np.stack(list(rows.values()), axis=1)
     table = pd.DataFrame(posterior.summarise(values), index=pd.Index(list(rows), name="path"))
     table["probability_positive"] = (values > 0).mean(axis=0)

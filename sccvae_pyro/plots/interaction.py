@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from sccvae_pyro.plots.style import (
     BASELINE,
@@ -64,8 +65,11 @@ def interaction(interactions: AnnData, label: str, n_names: int = 8, ax: Axes | 
         style: dict[str, Any] = {"color": color, "markersize": size, "markeredgewidth": 0, "alpha": 0.8}
         ax.plot(points["additive"], points["delta"], marker, label=name, **style)
     ax.margins(0.08)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(6, prune="lower"))
     finish(ax, "sum of the parts", "the combination", label)
-    ax.legend(title=change(interactions.uns.get("units", UNITS)), fontsize=SMALL, title_fontsize=SMALL)
+    units = change(interactions.uns.get("units", UNITS))
+    ax.legend(title=units, frameon=False, fontsize=SMALL, title_fontsize=SMALL, alignment="left")
     _name_genes(ax, table[sure].reindex(table["interaction"].abs()[sure].nlargest(n_names).index))
     return Plot(ax, table)
 
@@ -76,14 +80,7 @@ def _name_genes(ax: Axes, genes: pd.DataFrame) -> None:
     right = ax.get_xlim()[1]
     places = apart(genes["delta"].to_numpy(), 0.06 * (high - low))
     for gene, place, x, y in zip(genes.index, places, genes["additive"], genes["delta"], strict=True):
-        ax.annotate(
-            gene,
-            (x, y),
-            xytext=(right, place),
-            va="center",
-            fontsize=SMALL,
-            annotation_clip=False,
-            parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5},
-        )
+        ax.plot([x, right], [y, place], color=GREY, linewidth=0.5, zorder=0, clip_on=False)
+        where: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+        ax.annotate(gene, (right, place), **where, fontsize=SMALL, annotation_clip=False, parse_math=False)
     ax.set(xlim=(ax.get_xlim()[0], right), ylim=(low, high))

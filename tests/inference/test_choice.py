@@ -31,7 +31,7 @@ PAIR = np.array([[4.0, 3.0], [3.0, 9.0]])
 
 
 def test_information_of_one_and_two_by_hand():
-    """Of variances 4 and 9, covariance 3, noise 2: half the log of 6/2 alone; 11 - 9/6 = 9.5 left of B after A."""
+    """Variances 4 and 9, covariance 3, noise 2: after A, 11 - 9/6 = 9.5 is left of what B would show."""
     beliefs = Beliefs(draws_of(PAIR, 30, exact=True), noise_of(2, variance=2.0), shrinkage=0.0)
     nothing = beliefs.nothing_measured
     np.testing.assert_allclose(beliefs.information(nothing), 0.5 * np.log([6 / 2, 11 / 2]))

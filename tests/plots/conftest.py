@@ -90,6 +90,41 @@ def edges(rng):
 
 
 @pytest.fixture
+def draw_edges():
+    """Edge tables of any size, as a model gives them: all edges in order, few of them sure."""
+
+    def draw(n_nodes: int) -> pd.DataFrame:
+        rng = np.random.default_rng(n_nodes)
+        rows, columns = np.triu_indices(n_nodes, k=1)
+        is_real = rng.uniform(size=len(rows)) < 2 / n_nodes
+        mean = np.where(is_real, rng.normal(0, 0.4, len(rows)), rng.normal(0, 0.02, len(rows)))
+        positive = 1 / (1 + np.exp(-mean / 0.02))
+        names = np.array([f"node_{k}" for k in range(n_nodes)])
+        known = {"source": names[rows], "target": names[columns], "mean": mean}
+        return pd.DataFrame({**known, "probability_positive": positive})
+
+    return draw
+
+
+@pytest.fixture
+def sure_edges(draw_edges):
+    return draw_edges(30)
+
+
+@pytest.fixture
+def interactions(rng):
+    """A pair that buffers a fifth of its genes, and raises one that its parts leave alone."""
+    additive = rng.normal(0, 0.3, len(GENES))
+    deviation = np.where(np.arange(len(GENES)) % 5 == 0, -0.3 * additive, 0.0)
+    additive[1], deviation[1] = 0.001, 0.3
+    layers = {"additive": additive, "delta": additive + deviation, "interaction": deviation}
+    layers |= {"interaction_q05": deviation - 0.004, "interaction_q95": deviation + 0.004}
+    layers = {name: layer[None] for name, layer in layers.items()}
+    obs, var = pd.DataFrame(index=["P1+P2"]), pd.DataFrame(index=GENES)
+    return AnnData(deviation[None], obs, var, layers=layers)
+
+
+@pytest.fixture
 def curves():
     dose = np.linspace(0, 1.5, 7)
     slopes = {"GENE1": -0.8, "GENE2": 0.30, "GENE3": 0.301, "GENE4": 0.302}

@@ -17,6 +17,9 @@ from sccvae_pyro.plots.style import apart
 
 @pytest.fixture
 def pictures(scores, predictions, observed, history, penetrance, edges, curves, believed, generated):
+def pictures(
+    scores, predictions, observed, history, penetrance, edges, curves, believed, sure_edges, interactions
+):
     """Every plot under its name."""
     table, pair = scores.table(), plots.compare(predictions, observed, "P3")
     return {
@@ -32,6 +35,8 @@ def pictures(scores, predictions, observed, history, penetrance, edges, curves, 
         "penetrance": plots.penetrance_forest(penetrance),
         "dose": plots.penetrance_curves(curves, "P1"),
         "graph": plots.strongest_edges(edges),
+        "whole graph": plots.plot_graph(sure_edges),
+        "interaction": plots.interaction(interactions, "P1+P2"),
         "priors": plots.prior_predictive(believed),
         "posterior": plots.posterior_predictive(generated),
     }
@@ -61,7 +66,7 @@ def test_every_picture_has_data_and_labelled_axes(pictures):
     for name, plot in pictures.items():
         assert isinstance(plot.data, pd.DataFrame) and len(plot.data), name
         assert plot.ax.get_title(loc="left"), name
-        if name != "graph":
+        if "graph" not in name:
             assert plot.ax.get_xlabel(), name
 
 
@@ -226,6 +231,47 @@ def arrows(plot):
 def test_long_names_of_nodes_keep_apart(edges):
     named = edges.replace({"source": {"node_1": "ENSG00000123456"}, "target": {"node_1": "ENSG00000123456"}})
     assert texts_that_overlap(plots.strongest_edges(named).ax.figure) == []
+
+
+@pytest.mark.parametrize("n_nodes", [20, 200])
+def test_a_whole_graph_can_be_read_and_says_what_it_leaves_out(draw_edges, n_nodes):
+    edges = draw_edges(n_nodes)
+    plot = plots.plot_graph(edges)
+    assert texts_that_overlap(plot.ax.figure) == []
+    shown = len({*plot.data["source"], *plot.data["target"]})
+    title = f"40 strongest of {len(edges):,} edges, among {shown} of {n_nodes} nodes"
+    assert plot.ax.get_title(loc="left") == title
+    assert sum(text.get_text().startswith("node_") for text in plot.ax.texts) == shown
+    few = plots.plot_graph(edges[:3])
+    assert few.ax.get_title(loc="left").startswith("All 3 edges among")
+
+
+def test_a_chain_of_causes_makes_the_graph_wider():
+    names = [f"ENSG0000000{k:04d}" for k in range(14)]
+    ends = {"source": names[:-1], "target": names[1:]}
+    chain = pd.DataFrame({**ends, "mean": 1.0, "probability_positive": 1.0})
+    assert texts_that_overlap(plots.plot_graph(chain).ax.figure) == []
+
+
+def test_opacity_says_how_sure_an_edge_is():
+    names = {"source": ["a", "b", "c"], "target": ["b", "c", "d"], "mean": [1.0, -0.5, 0.2]}
+    signs = pd.DataFrame({**names, "probability_positive": [1.0, 0.0, 0.5]})
+    opacity = [arrow.get_alpha() for arrow in arrows(plots.plot_graph(signs))]
+    assert opacity[0] == opacity[1] == 1.0 and 0 < opacity[2] < 0.3
+    included = plots.plot_graph(signs.assign(inclusion=[0.1, 0.6, 1.0]))
+    assert list(np.argsort([arrow.get_alpha() for arrow in arrows(included)])) == [0, 1, 2]
+    widths = [arrow.get_linewidth() for arrow in arrows(included)]
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_genes_that_surely_interact_are_named_most_of_them_first(interactions):
+    plot = plots.interaction(interactions, "P1+P2", n_names=3)
+    sure = (plot.data["interaction_q05"] > 0) | (plot.data["interaction_q95"] < 0)
+    largest = plot.data["interaction"].abs()[sure].nlargest(3).index
+    assert {text.get_text() for text in plot.ax.texts} == set(largest)
+    counts = {line.get_label(): len(line.get_xdata()) for line in plot.ax.lines[3:6]}
+    kinds = ["additive, or unsure", "more than additive", "less than additive"]
+    assert counts == dict(zip(kinds, [(~sure).sum(), 1, sure.sum() - 1], strict=True))
 
 
 def test_priors_stand_beside_the_data_in_their_units(believed):
