@@ -30,6 +30,7 @@ format: $(INSTALLED)
 bench: $(INSTALLED)  ## slow checks, and the results of the README (the real screen where SCCVAE_DATA names its folder)
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python benchmarks/simulation.py
+	$(BIN)/python benchmarks/next_experiment.py
 	PYTHONPATH=tests $(BIN)/python benchmarks/svi_against_nuts.py
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/graphs.py
