@@ -779,6 +779,10 @@ class SCCVAE:
             raise InputError(
                 f"threshold={threshold!r} needs a finite number and genes=[...] to compare with."
             )
+        check_counts(2, n_samples=n_samples)
+        check_counts(n=n, n_cells=n_cells)
+        if threshold is not None:
+            _check_threshold(threshold, genes)
         positions = self._positions(self.coding.genes if genes is None else genes)
         labels = self._labels(candidates)
         if not labels or self.coding.schema.control in labels:
@@ -1339,6 +1343,13 @@ def _check_penetrance(penetrance: float) -> float:
     if not (is_number and 0 <= float(penetrance) <= MOST_PENETRANCE):
         raise InputError(f"penetrance must be a number from 0 to {MOST_PENETRANCE:g}, not {penetrance!r}")
     return float(penetrance)
+
+
+def _check_threshold(threshold: float, genes: Sequence[str] | None) -> None:
+    if not (isinstance(threshold, Real) and math.isfinite(threshold)):
+        raise InputError(f"threshold must be a finite number, not {threshold!r}.")
+    if genes is None:
+        raise InputError(f"threshold={threshold!r} says nothing of which genes. Name them with genes=[...].")
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -67,11 +67,11 @@ class Beliefs:
         shared = np.sqrt(1 - self.shrinkage) * self._scaled
         return np.linalg.solve(own, shared.swapaxes(1, 2)).swapaxes(1, 2)
 
-    @property
+    @cached_property
     def _scaled(self) -> np.ndarray:
         return self.deviation / np.sqrt(self.deviation.shape[1] - 1)
 
-    @property
+    @cached_property
     def _covariance(self) -> np.ndarray:
         return self._scaled.swapaxes(1, 2) @ self._scaled
 

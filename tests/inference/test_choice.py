@@ -163,8 +163,10 @@ def test_what_cannot_be_ranked_is_refused(fitted):
         fitted.suggest([])
     with pytest.raises(InputError, match="at least one and not the control"):
         fitted.suggest(["control", "G0001"])
-    with pytest.raises(InputError, match="genes="):
+    with pytest.raises(InputError, match="Name them with genes="):
         fitted.suggest(["G0001"], threshold=0.1)
+    with pytest.raises(InputError, match="threshold must be a finite number"):
+        fitted.suggest(["G0001"], genes=["G0010"], threshold=float("nan"))
     with pytest.raises(InputError, match="n_cells must be a whole number"):
         fitted.suggest(["G0001"], n_cells=0)
     with pytest.raises(InputError, match="'FOO' are not among"):
