@@ -6,7 +6,7 @@ Of 48 simulated perturbations 16 are measured; 8 of the others are measured next
 or 8 at random, five times. *Believed*: variance of the effects of all candidates that is left after the
 measurement, over that before it, judged by other draws than those that chose. *Actual*: squared error of all
 32 candidates against noiseless truth after a fit to the larger screen, over that of the first fit. Takes
-about ten minutes on one core.
+ten minutes to half an hour on one core.
 """
 
 from __future__ import annotations
