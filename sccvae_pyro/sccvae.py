@@ -654,7 +654,8 @@ class SCCVAE:
             As in :meth:`predict`, or if the gene is not measured, or the perturbation is control.
         """
         start = self._require_fit()
-        _check_numbers(penetrance, n_samples=n_samples)
+        penetrance = _check_penetrance(penetrance)
+        check_counts(2, n_samples=n_samples)
         check_counts(n_paths=n_paths)
         position, labels = int(self._positions([gene])[0]), self._labels([perturbation])
         if labels[0] == self.coding.schema.control:
@@ -709,7 +710,8 @@ class SCCVAE:
             As in :meth:`predict`, or if a label has fewer than two targets.
         """
         start = self._require_fit()
-        _check_numbers(penetrance, n_samples=n_samples)
+        penetrance = _check_penetrance(penetrance)
+        check_counts(2, n_samples=n_samples)
         labels = self._labels(combinations)
         parsed = [parse_targets(label, self.coding.schema.control) for label in labels]
         if not labels:
@@ -773,12 +775,6 @@ class SCCVAE:
             threshold comes without genes.
         """
         start = self._require_fit()
-        check_counts(2, n_samples=n_samples)
-        check_counts(n=n, n_cells=n_cells)
-        if threshold is not None and (genes is None or not math.isfinite(threshold)):
-            raise InputError(
-                f"threshold={threshold!r} needs a finite number and genes=[...] to compare with."
-            )
         check_counts(2, n_samples=n_samples)
         check_counts(n=n, n_cells=n_cells)
         if threshold is not None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import networkx as nx
+import numpy as np
 import pandas as pd
 import pyro
 import torch
@@ -117,7 +117,6 @@ def _columns(covariate: Covariate) -> list[str]:
     return [f"{covariate.key}={level}" for level in covariate.levels] or [covariate.key]
 
 
-def _event(name: str, value: torch.Tensor, leading: tuple[int, ...], coords: Coords) -> np.ndarray:
 def to_networkx(edges: pd.DataFrame, sizes: Sizes) -> nx.DiGraph:
     """Give the graph to networkx; see :meth:`sccvae_pyro.SCCVAE.to_networkx`.
 
@@ -143,7 +142,7 @@ def to_networkx(edges: pd.DataFrame, sizes: Sizes) -> nx.DiGraph:
     return graph
 
 
-def _event(name: str, value: torch.Tensor, leading: tuple[int, ...], coords: dict[str, list[str]]) -> Any:
+def _event(name: str, value: torch.Tensor, leading: tuple[int, ...], coords: Coords) -> np.ndarray:
     """Drop the singletons of vectorised plates: chains x draws x the site's own dimensions."""
     shape = [len(coords[dim]) for dim in DIMENSIONS.get(name, [])] or [d for d in value.shape[1:] if d != 1]
     return value.reshape(*leading, *shape).numpy()

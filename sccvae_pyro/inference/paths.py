@@ -184,12 +184,6 @@ def path_table(
     rest = total - np.sum(along, axis=0)
     shares = {_name(path, nodes, gene): values for path, values in zip(paths, along, strict=True)}
     shares |= {"all other paths": rest, "all paths": total}
-    sums = {
-        "beyond the paths": curved - total,
-        "beyond the nodes": predicted - curved,
-        "predicted": predicted,
-    }
-    rows = {**shares, **sums}
     gaps = {"beyond the paths": curved - total, "beyond the nodes": predicted - curved}
     rows = {**shares, **gaps, "predicted": predicted}
     values = np.stack(list(rows.values()), axis=1)

@@ -352,14 +352,6 @@ def population_means(
     Position of the draw and its ``labels x genes`` difference to the control cells, in ``log1p(CP10K)``.
     """
     profile = program.priors.likelihood.profile(library)
-    generator = torch.Generator().manual_seed(int(seed))
-    n_cells = len(controls.library_c)
-    order = torch.randperm(n_cells, generator=generator)
-    for s in range(len(draws)):
-        rows = order[(s * cells_per_draw + torch.arange(min(cells_per_draw, n_cells))) % n_cells]
-        with seeded(seed + s):
-            z_ck = noise_of_controls(controls, rows, draws.B[s]).sample()
-            response_c = program.priors.responders.response(torch.ones(len(rows)))
     cells = starting_cells(program, draws, controls, cells_per_draw, seed)
     for s, (rows, z_ck, response_c) in enumerate(cells):
         expected = expected_mean(program, profile, draws, s, controls.covariates_cv[rows])

@@ -16,9 +16,18 @@ from sccvae_pyro.plots.style import apart
 
 
 @pytest.fixture
-def pictures(scores, predictions, observed, history, penetrance, edges, curves, believed, generated):
 def pictures(
-    scores, predictions, observed, history, penetrance, edges, curves, believed, sure_edges, interactions
+    scores,
+    predictions,
+    observed,
+    history,
+    penetrance,
+    edges,
+    curves,
+    believed,
+    generated,
+    sure_edges,
+    interactions,
 ):
     """Every plot under its name."""
     table, pair = scores.table(), plots.compare(predictions, observed, "P3")
