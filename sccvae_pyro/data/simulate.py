@@ -82,6 +82,8 @@ class World:
         n_modules: int = 10,
         n_guides: int = 3,
         n_batches: int = 2,
+        coherence: float = 0.0,
+        null_share: float = 0.0,
         seed: int = 0,
     ) -> World:
         """Draw a world.
@@ -98,6 +100,12 @@ class World:
             Guides of each perturbation.
         n_batches
             Batches of cells, each with its own small effect on every gene.
+        coherence
+            How far the perturbations of a module act alike, from 0 to 1. At 0 they share the programme of the
+            module to varying degrees, have targets of their own, and edges lead to other modules; at 1
+            each acts on the programme alone and on its own gene.
+        null_share
+            Share of perturbations that do nothing: a strength of zero.
         seed
             Seed of the world, apart from the seed of the cells.
 
@@ -108,25 +116,32 @@ class World:
         Raises
         ------
         InputError
-            If there are fewer genes than perturbations.
+            If there are fewer genes than perturbations, or a share is not between 0 and 1.
         """
         if n_genes <= n_perturbations:
             raise InputError(
                 f"n_genes={n_genes} must exceed n_perturbations={n_perturbations}: nodes are genes too"
             )
+        for name, share in {"coherence": coherence, "null_share": null_share}.items():
+            if not 0 <= share <= 1:
+                raise InputError(f"{name} must be between 0 and 1, not {share!r}")
         rng = np.random.default_rng(seed)
         modules = rng.integers(n_modules, size=n_perturbations)
         names = np.array([f"G{i:04d}" for i in range(n_genes)])
         return cls(
             nodes=names[:n_perturbations],
             genes=names,
-            adjacency=_draw_adjacency(modules, rng),
-            loading=_draw_loading(modules, n_genes, rng),
+            adjacency=_draw_adjacency(modules, coherence, rng),
+            loading=_draw_loading(modules, n_genes, coherence, rng),
             baseline=_draw_baseline(n_genes, rng),
             inverse_dispersion=np.exp(rng.normal(1.6, 0.5, n_genes)),
             modules=modules,
             shift=-np.exp(rng.normal(0.9, 0.35, n_perturbations)),
-            strength=np.exp(rng.normal(0.0, 0.3, n_perturbations)),
+            strength=np.where(
+                _draw_null(n_perturbations, null_share, seed),
+                0.0,
+                np.exp(rng.normal(0.0, 0.3, n_perturbations)),
+            ),
             guide_strength=np.exp(rng.normal(0.0, 0.25, (n_perturbations, n_guides))),
             responders=rng.beta(8.0, 2.0, n_perturbations),
             batch_effect=rng.normal(0.0, 0.08, (n_batches, n_genes)),
@@ -230,6 +245,8 @@ def simulate(
     n_combinations: int = 0,
     n_features: int = 30,
     feature_noise: float = 0.8,
+    coherence: float = 0.0,
+    null_share: float = 0.0,
     seed: int = 0,
 ) -> ad.AnnData:
     """Simulate a Perturb-seq screen with known truth.
@@ -246,6 +263,9 @@ def simulate(
         Features of each perturbed gene, a noisy random view of its true downstream effects.
     feature_noise
         Standard deviation of the noise of a feature, in units of the sd of its signal.
+    coherence, null_share
+        How far the perturbations of a module act alike, and the share of perturbations that do nothing, see
+        :meth:`World.draw`.
     seed
         Seed of the world and of the cells.
 
@@ -262,7 +282,9 @@ def simulate(
         If a size is impossible, or the seed is not a whole number.
     """
     check_seed(seed)
-    world = World.draw(n_perturbations, n_genes, n_modules, seed=seed)
+    world = World.draw(
+        n_perturbations, n_genes, n_modules, coherence=coherence, null_share=null_share, seed=seed
+    )
     rng = np.random.default_rng([seed, 1])
     labels = np.repeat(
         [CONTROL, *world.nodes, *_draw_pairs(world.nodes, n_combinations, rng)],
@@ -305,11 +327,17 @@ def _draw_cells(world: World, labels: np.ndarray, rng: np.random.Generator) -> t
     return adata, responded[order]
 
 
-def _draw_adjacency(modules: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _draw_null(n_perturbations: int, share: float, seed: int) -> np.ndarray:
+    """Which perturbations do nothing, drawn apart so that the rest of the world is the same without them."""
+    order = np.random.default_rng([seed, 2]).permutation(n_perturbations)
+    return order < round(share * n_perturbations)
+
+
+def _draw_adjacency(modules: np.ndarray, coherence: float, rng: np.random.Generator) -> np.ndarray:
     """Sparse weights, about two edges a node: mostly within a module, a few across."""
     n_nodes = len(modules)
     same = modules[:, None] == modules[None, :]
-    probability = np.where(same, 1.5, 0.25) * 2.0 / np.sqrt(n_nodes) / 4.0
+    probability = np.where(same, 1.5, 0.25 * (1 - coherence)) * 2.0 / np.sqrt(n_nodes) / 4.0
     edges = np.triu(rng.uniform(size=(n_nodes, n_nodes)) < probability, k=1)
     weights = rng.choice([-1.0, 1.0], p=[0.3, 0.7], size=edges.shape) * rng.uniform(0.3, 0.7, edges.shape)
     # Nodes with many parents would dominate every cell; their incoming weights share a budget.
@@ -317,7 +345,9 @@ def _draw_adjacency(modules: np.ndarray, rng: np.random.Generator) -> np.ndarray
     return np.where(edges, weights / np.sqrt(parents), 0.0)
 
 
-def _draw_loading(modules: np.ndarray, n_genes: int, rng: np.random.Generator) -> np.ndarray:
+def _draw_loading(
+    modules: np.ndarray, n_genes: int, coherence: float, rng: np.random.Generator
+) -> np.ndarray:
     """Own gene, the responder genes of the module, and a few private targets."""
     n_nodes = len(modules)
     n_responders = n_genes - n_nodes
@@ -327,8 +357,8 @@ def _draw_loading(modules: np.ndarray, n_genes: int, rng: np.random.Generator) -
     private = np.where(
         rng.uniform(size=(n_nodes, n_responders)) < 0.03, rng.normal(0.0, 0.14, (n_nodes, n_responders)), 0.0
     )
-    share = rng.normal(1.0, 0.5, size=(n_nodes, 1))
-    responders = share * programme[modules] + private
+    share = rng.normal(1.0, 0.5 * (1 - coherence), size=(n_nodes, 1))
+    responders = share * programme[modules] + (1 - coherence) * private
     return np.hstack([0.4 * np.eye(n_nodes), responders])
 
 
