@@ -45,6 +45,7 @@ from sccvae_pyro.inference import (
 from sccvae_pyro.inference.checkpoint import checkpoint_folder
 from sccvae_pyro.inference.describe import describe
 from sccvae_pyro.inference.discrepancy import Discrepancy, fit_discrepancy
+from sccvae_pyro.inference.modules import Modules, find_modules
 from sccvae_pyro.inference.spec import InferenceSpec, NUTSSpec
 from sccvae_pyro.models import build
 from sccvae_pyro.models.graph_edges import node_names
@@ -561,6 +562,44 @@ class SCCVAE:
         table.index = adata.obs_names
         table.insert(0, "perturbation", screen.labels.to_numpy())
         return table[~screen.is_control]
+
+    def modules(self, n_samples: int = 100, similarity: float = 0.5, seed: int = 0) -> Modules:
+        """Group the seen perturbations that push cells the same way.
+
+        Draw by draw, perturbations are clustered by the cosine of their effects on the population means of
+        all genes (without the discrepancy that :meth:`predict` adds: it is the same for all); the probability
+        of belonging together is the share of draws that say so. A perturbation whose posterior does not
+        exclude an effect of zero belongs to no module. See :mod:`sccvae_pyro.inference.modules`.
+
+        Parameters
+        ----------
+        n_samples
+            Posterior draws.
+        similarity
+            Mean cosine from which the effects of two groups are alike, above 0 and below 1; higher for
+            more and tighter modules.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        Modules
+            ``table`` with the module of each perturbation, ``summary``, ``co_assignment``, ``n_modules``,
+            ``coordinates``, and :meth:`~sccvae_pyro.inference.modules.Modules.enrichment` in gene sets.
+
+        Raises
+        ------
+        InputError
+            If the model is not fitted or has seen fewer than three perturbations, or a setting is out of
+            its range.
+        """
+        start = self._require_fit()
+        _check_numbers(n_samples=n_samples)
+        names = self.coding.perturbations
+        draws = self._draws(n_samples, seed)
+        push = self._push(draws, names, seed)
+        deltas = results.population_deltas(self.program, draws, start, push, seed)
+        return find_modules(deltas, names, similarity)
 
     def edges(self, n_samples: int = 500, seed: int = 0) -> pd.DataFrame:
         """Edges between nodes, the strongest first.
