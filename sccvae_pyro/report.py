@@ -26,6 +26,7 @@ from sccvae_pyro.assessment import MODEL, Assessment
 from sccvae_pyro.data.labels import parse_targets
 from sccvae_pyro.evaluate.metrics import pearson_delta
 from sccvae_pyro.evaluate.results import CEILING, HELD_OUT, METRICS, TRUTH
+from sccvae_pyro.inference.modules import ALONE, FEWEST_PERTURBATIONS, NONE, Modules
 from sccvae_pyro.plots.scores import by_method
 from sccvae_pyro.plots.style import UNITS, Plot
 from sccvae_pyro.verdict import FEWEST, MEASURES, METHODS, UNTESTED, Verdict, deciding_target, judge
@@ -79,6 +80,8 @@ class Evidence:
         Predictions that the reader asked for.
     notes
         What the small print says, under its headings.
+    modules
+        Groups of perturbations that act alike; ``None`` where there are too few to group.
     """
 
     training: AnnData
@@ -91,6 +94,7 @@ class Evidence:
     assessment: Assessment | None = None
     requested: AnnData | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    modules: Modules | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -140,6 +144,7 @@ def gather(
     effects = model.predict(labels, n_samples=n_samples, seed=seed)
     strongest = _by_strength(effects)[:_N_CURVES]
     requested = model.predict(list(perturbations), n_samples=n_samples, seed=seed) if perturbations else None
+    enough = len(model.coding.perturbations) >= FEWEST_PERTURBATIONS
     return Evidence(
         training=training,
         control=control,
@@ -151,6 +156,7 @@ def gather(
         assessment=assessment,
         requested=requested,
         notes=_notes(model, n_samples, seed),
+        modules=model.modules(n_samples, seed=seed) if enough else None,
     )
 
 
@@ -218,6 +224,7 @@ def render(evidence: Evidence, title: str = "What the perturbations do") -> str:
         heatmap=_picture(plots.effect_heatmap(evidence.effects), "Heatmap of predicted effects"),
         effects=describe(evidence.effects, evidence.penetrance),
         penetrance=_picture(plots.penetrance_forest(evidence.penetrance), "Penetrance of each perturbation"),
+        modules=_modules(evidence.modules),
         graph=_graph(evidence.edges),
         curves=_curves(evidence),
         trial=_trial(evidence),
@@ -309,6 +316,24 @@ def _interval(penetrance: pd.DataFrame | None, label: str) -> str:
         return ""
     row = penetrance.loc[label]
     return f"{row['median']:.2f} ({row['q05']:.2f} to {row['q95']:.2f})"
+
+
+def _modules(modules: Modules | None) -> dict[str, Any] | None:
+    """Count and picture the groups of perturbations; no picture where nothing has an effect."""
+    if modules is None:
+        return None
+    module = modules.table["module"]
+    pictures = []
+    if (module != NONE).any():
+        heatmap = _picture(plots.module_heatmap(modules), "How probably perturbations belong together")
+        pictures = [_picture(plots.module_map(modules), "Map of perturbations by effect"), heatmap]
+    return {
+        "n": len(module),
+        "n_alone": int((module == ALONE).sum()),
+        "n_none": int((module == NONE).sum()),
+        "rows": modules.summary.reset_index().to_dict("records"),
+        "pictures": pictures,
+    }
 
 
 def _graph(edges: pd.DataFrame) -> dict[str, Any] | None:

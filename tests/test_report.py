@@ -18,6 +18,7 @@ from sccvae_pyro.data.simulate import simulate
 from sccvae_pyro.data.splits import split_perturbations
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.evaluate import BASELINES, Scores, Training
+from sccvae_pyro.inference.modules import find_modules
 from sccvae_pyro.verdict import UNTESTED, judge
 from sccvae_pyro.workflow import pseudobulk
 
@@ -58,9 +59,20 @@ class StandIn:
         names = self.coding.perturbations
         return pd.DataFrame({"median": 1.0, "q05": 0.8, "q95": 1.2}, index=pd.Index(names))
 
+    def modules(self, n_samples, seed):
+        return find_modules(two_groups(self.coding.perturbations), self.coding.perturbations)
+
     def edges(self, n_samples, seed):
         ends = {"source": ["node_0", "node_1"], "target": ["node_1", "node_2"]}
         return pd.DataFrame({**ends, "mean": [0.5, -0.3], "q05": [0.1, -0.7], "q95": [0.9, 0.1]})
+
+
+def two_groups(names):
+    """Draws of effects: the first three on one gene, the next two on another, none of the rest."""
+    effects = 0.05 * np.random.default_rng(0).normal(size=(40, len(names), 4))
+    effects[:, :3, 0] += 1.0
+    effects[:, 3:5, 1] += 1.0
+    return effects - np.where(np.arange(len(names)) < 5, 0.0, 1.0)[:, None] * effects.mean(axis=0)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +131,25 @@ def test_page_stands_alone(page):
     assert len(pictures) >= 20
     assert {anchor[1:] for anchor in anchors} <= set(parsed.ids)
     assert "http" not in parsed.text and "@import" not in page and "url(" not in page
+
+
+def test_page_says_who_acts_alike(trial, page):
+    names = trial.model.coding.perturbations
+    text = Page(page).text
+    assert (
+        f"Of {len(names)} targets, 5 are in 2 modules, 0 act like no other, and {len(names) - 5} show" in text
+    )
+    for members in (names[:3], names[3:5]):
+        assert all(name in text.split("Which perturbations act alike?")[1] for name in members)
+
+
+def test_page_without_modules(trial):
+    few = Page(report.render(replace(trial.evidence, modules=None)))
+    assert "modules" not in few.ids and "#modules" not in few.addresses
+    idle = two_groups(range(15))[:, 5:]
+    nothing = find_modules(idle, [f"P{i}" for i in range(10)])
+    page = Page(report.render(replace(trial.evidence, modules=nothing)))
+    assert "0 are in 0 modules, 0 act like no other, and 10 show" in page.text
 
 
 def test_page_answers_its_questions(page, trial):

@@ -40,7 +40,7 @@ NONE, ALONE = "none", "alone"
 NULL_LEVEL = 0.05
 """An effect whose :func:`chance_of_zero` is at least this is taken for none."""
 
-FEWEST = 3
+FEWEST_PERTURBATIONS = 3
 """Perturbations below which there is nothing to cluster."""
 
 ALIKE = 0.5
@@ -73,8 +73,8 @@ class Modules:
         Score of each candidate: ``clusters``, those of one included; ``agreement``, the posterior expected
         adjusted Rand index; ``chosen``. No row below three perturbations with an effect.
     coordinates
-        Perturbations x ``PC1``, ``PC2``: mean effects on their two largest principal directions. The origin
-        is control, so that angle is direction and distance is size.
+        Perturbations x ``PC1``, ``PC2``: mean effects on their two largest principal directions, root mean
+        square over genes. The origin is control, so that angle is direction and distance is size.
     explained
         Share of the squared mean effects along either.
     """
@@ -84,7 +84,7 @@ class Modules:
     linkage: np.ndarray
     n_modules: pd.DataFrame
     coordinates: pd.DataFrame
-    explained: tuple[float, ...]
+    explained: tuple[float, float]
 
     def __repr__(self) -> str:
         counts = self.table["module"].value_counts()
@@ -224,10 +224,10 @@ def find_modules(effects: np.ndarray, names: Sequence[str], similarity: float = 
     """
     if not 0 < similarity < 1:
         raise InputError(f"similarity must be a cosine above 0 and below 1, not {similarity!r}")
-    if len(names) < FEWEST:
+    if len(names) < FEWEST_PERTURBATIONS:
         raise InputError(
-            f"Modules need at least {FEWEST} perturbations; there are {len(names)}: {listing(names)}. "
-            "Fit a screen of more."
+            f"Modules need at least {FEWEST_PERTURBATIONS} perturbations; there are {len(names)}: "
+            f"{listing(names)}. Fit a screen of more."
         )
     index = pd.Index(names, name="perturbation")
     p_zero = chance_of_zero(effects)
@@ -268,8 +268,8 @@ def chance_of_zero(effects: np.ndarray) -> np.ndarray:
     on the principal components that hold 99 % of the squared effects. A posterior mean is shrunk: without an
     effect its square, in posterior variances, is chi-squared times the share ``e / (e + v)`` that the
     component takes from the data instead of the prior, ``e`` being the mean square of effects and ``v`` the
-    posterior variance. The sum over components is compared with a chi-squared whose scale and degrees of freedom
-    give the same moments (Satterthwaite 1946, Biometrics Bull 2:110).
+    posterior variance. The sum over components is compared with a chi-squared whose scale and degrees of
+    freedom give the same moments (Satterthwaite 1946, Biometrics Bull 2:110).
 
     Parameters
     ----------
@@ -282,7 +282,7 @@ def chance_of_zero(effects: np.ndarray) -> np.ndarray:
     """
     mean, variance = _standardised(_components(effects))
     distance = np.square(mean).sum(axis=1)
-    signal = np.linalg.eigvalsh(mean.T @ mean / len(mean)).clip(min=0.0)
+    signal = np.square(mean).mean(axis=0)
     acts = distance > 0
     p = np.ones(len(mean))
     with np.errstate(divide="ignore"):  # without any doubt the distance is infinite
@@ -306,8 +306,8 @@ def _components(effects: np.ndarray) -> np.ndarray:
 def _standardised(components: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Posterior means in coordinates in which the posterior of a typical perturbation is round.
 
-    The shape of the posterior is that of all perturbations pooled, as it depends on the genes; its variance is
-    the perturbation's own, as it depends on its cells.
+    The shape of the posterior is that of all perturbations pooled, as it depends on the genes; its variance
+    is the perturbation's own, as it depends on its cells.
 
     Returns
     -------
@@ -334,15 +334,15 @@ def _sizes(effects: np.ndarray) -> dict[str, np.ndarray]:
     return {"effect": along.mean(axis=0), "effect_q05": low, "effect_q95": high}
 
 
-def _map(mean: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
+def _map(mean: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
     """Mean effects on their two largest principal directions, and the share of squares in each."""
     left, value, right = np.linalg.svd(mean, full_matrices=False)
-    two = np.zeros((len(mean), 2))
-    sign = np.sign(right[:2].sum(axis=1))  # fixed by the genes, whatever the order of the perturbations
-    kept = (left * value)[:, :2] * np.where(sign < 0, -1.0, 1.0)
-    two[:, : kept.shape[1]] = kept
-    share = np.square(value) / max(np.square(value).sum(), 1e-300)
-    return two, tuple(float(s) for s in share[:2])
+    sign = np.where(right.sum(axis=1) < 0, -1.0, 1.0)  # fixed by the genes, whatever the order of the rows
+    scores = np.zeros((len(mean), max(2, len(value))))
+    scores[:, : len(value)] = left * value * sign / np.sqrt(mean.shape[1])
+    squares = np.square(scores).sum(axis=0)
+    first, second = squares[:2] / max(squares.sum(), 1e-300)
+    return scores[:, :2], (float(first), float(second))
 
 
 # Who belongs together
@@ -357,7 +357,7 @@ def _consensus(
     """
     n = effects.shape[1]
     columns = ["clusters", "agreement", "chosen"]
-    if n < FEWEST:
+    if n < FEWEST_PERTURBATIONS:
         return pd.DataFrame(columns=columns), np.zeros((0, 4)), np.arange(n), np.eye(n)
     trees = [_tree(_cosine_distance(draw)) for draw in effects]
     together = co_assignment_of(np.array([_cut(tree, "distance", 1.0 - similarity) for tree in trees]))

@@ -9,6 +9,7 @@ from sccvae_pyro.plots.dose import penetrance_curves
 from sccvae_pyro.plots.effects import effect_heatmap
 from sccvae_pyro.plots.graph import plot_graph, strongest_edges
 from sccvae_pyro.plots.interaction import interaction
+from sccvae_pyro.plots.modules import module_heatmap, module_map
 from sccvae_pyro.plots.penetrance import penetrance_forest
 from sccvae_pyro.plots.posterior import posterior_predictive
 from sccvae_pyro.plots.predictions import compare, predicted_against_observed, top_genes
@@ -24,6 +25,8 @@ __all__ = [
     "effect_heatmap",
     "error_against_spread",
     "interaction",
+    "module_heatmap",
+    "module_map",
     "penetrance_curves",
     "penetrance_forest",
     "pit_histogram",

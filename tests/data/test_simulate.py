@@ -187,12 +187,12 @@ def test_features_know_the_true_effects():
 
 
 def test_too_few_genes():
-    with pytest.raises(ValueError, match="n_genes=6 must exceed n_perturbations=6"):
+    with pytest.raises(InputError, match="n_genes=6 must exceed n_perturbations=6"):
         simulate(**{**SMALL, "n_genes": 6})
 
 
 def test_too_many_combinations():
-    with pytest.raises(ValueError, match="n_combinations=16 exceeds the 15 pairs of 6"):
+    with pytest.raises(InputError, match="n_combinations=16 exceeds the 15 pairs of 6"):
         simulate(**{**SMALL, "n_combinations": 16})
 
 
@@ -205,3 +205,41 @@ def test_unknown_label(world):
 def test_bad_seed(seed):
     with pytest.raises(InputError, match=f"seed must be a whole number from 0 to .* not {seed!r}"):
         simulate(**SMALL, seed=seed)
+
+
+# Modules
+
+
+def test_options_of_modules_leave_the_rest_of_the_world_alone():
+    plain, coherent = World.draw(seed=4), World.draw(coherence=0.6, null_share=0.25, seed=4)
+    np.testing.assert_array_equal(plain.modules, coherent.modules)
+    np.testing.assert_array_equal(plain.baseline, coherent.baseline)
+    acts = coherent.strength > 0
+    assert (~acts).sum() == 50
+    np.testing.assert_array_equal(plain.strength[acts], coherent.strength[acts])
+
+
+def test_coherent_modules_act_alike():
+    def likeness(coherence):
+        world = World.draw(60, 300, 4, coherence=coherence, seed=2)
+        effect = (world.total_effect @ world.loading)[:, 60:]
+        unit = effect / np.linalg.norm(effect, axis=1, keepdims=True)
+        same = (world.modules[:, None] == world.modules) & ~np.eye(60, dtype=bool)
+        return np.abs(unit @ unit.T)[same].mean()
+
+    assert likeness(1.0) == pytest.approx(1.0)
+    assert likeness(0.0) < likeness(0.5) < likeness(1.0)
+
+
+def test_what_does_nothing_has_the_mean_of_control():
+    world = World.draw(8, 30, 2, null_share=0.5, seed=0)
+    means = world.mean_profiles(["control", *world.nodes], n_cells=50)
+    changed = (means != means.loc["control"]).any(axis=1)[world.nodes]
+    np.testing.assert_array_equal(changed, world.strength > 0)
+
+
+@pytest.mark.parametrize("name", ["coherence", "null_share"])
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_shares_out_of_range_are_refused(name, share):
+    with pytest.raises(ValueError, match=name):
+        World.draw(**{name: share})

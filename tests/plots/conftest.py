@@ -7,6 +7,7 @@ from anndata import AnnData
 
 from sccvae_pyro.evaluate import Scores
 from sccvae_pyro.evaluate.calibration import LEVELS
+from sccvae_pyro.inference.modules import find_modules
 
 METHODS = {"SCCVAE": 0.6, "control": 0.0, "perturbed mean": 0.2, "GP": 0.5}
 PERTURBATIONS = [f"P{i}" for i in range(12)]
@@ -179,3 +180,24 @@ def believed():
     }
     columns = ["q05", "median", "q95", "data", "inside", "unit"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).astype({"inside": "boolean"})
+
+
+def modules_of(n):
+    """Modules of n perturbations along seven directions, a few of them alone and a few without an effect."""
+    rng = np.random.default_rng(0)
+    effects = 0.05 * rng.normal(size=(30, n, 20))
+    which = np.minimum(np.arange(n) // 8, 6) if n > 40 else np.arange(n) // 5
+    effects += rng.uniform(0.3, 1.5, size=(n, 1)) * np.eye(20)[which]
+    effects[:, :2] -= effects[:, :2].mean(axis=0)
+    effects[:, 2] = effects[:, 2, ::-1]
+    return find_modules(effects, [f"TARGET{i}" for i in range(n)])
+
+
+@pytest.fixture
+def modules():
+    return modules_of(30)
+
+
+@pytest.fixture
+def many_modules():
+    return modules_of(300)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from sccvae_pyro import InputError, plots
+from sccvae_pyro.inference.modules import find_modules
 from sccvae_pyro.plots.style import apart
 
 
@@ -28,6 +29,8 @@ def pictures(
     generated,
     sure_edges,
     interactions,
+    modules,
+    many_modules,
 ):
     """Every plot under its name."""
     table, pair = scores.table(), plots.compare(predictions, observed, "P3")
@@ -48,6 +51,10 @@ def pictures(
         "interaction": plots.interaction(interactions, "P1+P2"),
         "priors": plots.prior_predictive(believed),
         "posterior": plots.posterior_predictive(generated),
+        "module map": plots.module_map(modules),
+        "module heatmap": plots.module_heatmap(modules),
+        "map of many": plots.module_map(many_modules),
+        "heatmap of many": plots.module_heatmap(many_modules),
     }
 
 
@@ -318,6 +325,58 @@ def test_generated_cells_stand_beside_the_data(generated):
 def test_values_have_no_panel_of_zeros(generated):
     values = generated[generated["quantity"] != "zero_fraction"]
     assert len(plots.posterior_predictive(values).ax.child_axes) == 3
+
+
+def test_map_shows_modules_and_names_the_strongest(modules):
+    plot = plots.module_map(modules)
+    assert list(plot.data["module"]) == list(modules.table["module"])
+    np.testing.assert_array_equal(plot.data[["PC1", "PC2"]], modules.coordinates)
+    named = {text.get_text() for text in plot.ax.texts}
+    assert modules.table["effect"].idxmax() in named
+    assert named.isdisjoint(modules.members("none"))
+    entries = [text.get_text() for text in plot.ax.get_legend().get_texts()]
+    assert entries[:2] == ["none (2)", "alone (1)"]
+    assert entries[2:] == [f"{m} ({n})" for m, n in modules.summary["n"].items()]
+    assert "% of squared effects" in plot.ax.get_xlabel()
+
+
+def test_map_takes_other_coordinates(modules):
+    other = pd.DataFrame(1.0, modules.table.index[::-1], ["UMAP1", "UMAP2"])
+    other["UMAP1"] = np.arange(len(other))
+    plot = plots.module_map(modules, other)
+    assert plot.ax.get_xlabel() == "UMAP1"
+    np.testing.assert_array_equal(plot.data["UMAP1"], np.arange(len(other))[::-1])
+
+
+def test_modules_differ_by_colour_or_shape(many_modules):
+    drawn = plots.module_map(many_modules).ax.collections
+    looks = {(tuple(dots.get_facecolor().ravel()), dots.get_paths()[0].vertices.tobytes()) for dots in drawn}
+    assert len(looks) == len(drawn) > 5
+
+
+def test_heatmap_keeps_modules_together(modules):
+    plot = plots.module_heatmap(modules)
+    acting = modules.table.index[~modules.table["is_null"]]
+    assert sorted(plot.data.index) == sorted(acting) and list(plot.data.index) == list(plot.data.columns)
+    np.testing.assert_array_equal(plot.data, modules.co_assignment.loc[plot.data.index, plot.data.index])
+    order = modules.table.loc[plot.data.index, "module"]
+    assert (order != order.shift()).sum() == len(modules.summary) + (order == "alone").sum()
+    assert len(plot.ax.patches) == len(modules.summary)
+    assert [label.get_text() for label in plot.ax.get_yticklabels()] == list(plot.data.index)
+
+
+def test_heatmap_of_many_names_modules_only(many_modules):
+    ax = plots.module_heatmap(many_modules).ax
+    assert len(ax.get_yticklabels()) == 0
+    shown = {label.get_text() for label in ax.get_xticklabels()}
+    assert "M1" in shown and shown <= set(many_modules.summary.index)
+
+
+def test_heatmap_without_an_effect_is_refused():
+    nothing = find_modules(np.zeros((4, 3, 2)), ["A", "B", "C"])
+    with pytest.raises(InputError, match="nothing to draw"):
+        plots.module_heatmap(nothing)
+    assert len(plots.module_map(nothing).data) == 3
 
 
 # Labels that keep apart
