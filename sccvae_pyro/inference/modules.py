@@ -264,12 +264,13 @@ def find_modules(effects: np.ndarray, names: Sequence[str], similarity: float = 
 def chance_of_zero(effects: np.ndarray) -> np.ndarray:
     """How often a perturbation without an effect would be estimated this far from zero.
 
-    The distance of the posterior mean from zero is measured in posterior standard deviations (Mahalanobis),
-    on the principal components that hold 99 % of the squared effects. A posterior mean is shrunk: without an
-    effect its square, in posterior variances, is chi-squared times the share ``e / (e + v)`` that the
-    component takes from the data instead of the prior, ``e`` being the mean square of effects and ``v`` the
-    posterior variance. The sum over components is compared with a chi-squared whose scale and degrees of
-    freedom give the same moments (Satterthwaite 1946, Biometrics Bull 2:110).
+    A posterior mean lies between what the cells say and the mean of all perturbations. The cells have the
+    share ``e / (e + v)`` in it, ``e`` being the variance of posterior means between perturbations, ``v`` the
+    posterior variance. The part of the mean of all is taken off, lest what does nothing be credited with
+    the effects of others. Without an effect the rest is normal with that share of the posterior variance. Its
+    squares in posterior variances, summed over the principal components that hold 99 % of the squared
+    effects, are compared with a chi-squared whose scale and degrees of freedom give the same moments
+    (Satterthwaite 1946, Biometrics Bull 2:110).
 
     Parameters
     ----------
@@ -281,14 +282,15 @@ def chance_of_zero(effects: np.ndarray) -> np.ndarray:
     One p value for each perturbation; 1 where no draw has any effect.
     """
     mean, variance = _standardised(_components(effects))
-    distance = np.square(mean).sum(axis=1)
-    signal = np.square(mean).mean(axis=0)
-    acts = distance > 0
+    shared = mean.mean(axis=0)
+    between, axes = np.linalg.eigh((mean - shared).T @ (mean - shared) / len(mean))
+    share = between.clip(min=0.0) / (between.clip(min=0.0) + variance[:, None])
+    own = mean @ axes - (1.0 - share) * (shared @ axes)
+    distance = np.square(own).sum(axis=1) / variance
+    first, second = share.sum(axis=1), np.square(share).sum(axis=1)
+    told = second > 0
     p = np.ones(len(mean))
-    with np.errstate(divide="ignore"):  # without any doubt the distance is infinite
-        taken = signal / (signal + variance[acts, None])
-        first, second = taken.sum(axis=1), np.square(taken).sum(axis=1)
-        p[acts] = stats.chi2.sf(distance[acts] / variance[acts] * first / second, np.square(first) / second)
+    p[told] = stats.chi2.sf((distance * first)[told] / second[told], np.square(first[told]) / second[told])
     return p
 
 
@@ -321,7 +323,7 @@ def _standardised(components: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Draws that do not differ in a direction leave rounding errors there.
     to_round = vector / np.sqrt(value.clip(min=max(1e-12 * np.trace(pooled), 1e-24)))
     variance = np.square(deviations @ to_round).sum(axis=(0, 2)) / ((n_draws - 1) * k)
-    return mean @ to_round, variance
+    return mean @ to_round, variance.clip(min=1e-9)
 
 
 def _sizes(effects: np.ndarray) -> dict[str, np.ndarray]:
