@@ -594,7 +594,7 @@ class SCCVAE:
             its range.
         """
         start = self._require_fit()
-        _check_numbers(n_samples=n_samples)
+        check_counts(2, n_samples=n_samples)
         names = self.coding.perturbations
         draws = self._draws(n_samples, seed)
         push = self._push(draws, names, seed)
