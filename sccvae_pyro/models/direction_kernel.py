@@ -34,7 +34,8 @@ class GaussianProcess(DirectionPrior):
         residual_pk^2                 = direction_scale_k^2 (1 + direction_signal_k^2 missed_p)
 
     For each node this is a Gaussian process with its own amplitude (Rasmussen & Williams 2006, ch. 2). A gene
-    unlike all seen ones has the shared effect and, through what the functions miss of it, a wide interval.
+    unlike all seen ones has the effect that the process has far from them and, through what the functions
+    miss of it, a wide interval.
 
     Parameters
     ----------

@@ -131,7 +131,7 @@ def test_file_with_blanks_and_a_byte_order_mark(tmp_path):
         (b"source,target\n,B\n", r"'' in the edge \('', 'B'\) is no name of a node"),
         (b"source,target\nA\n", "'' in the edge"),
         (b"source,target,probability\nA,B,high\n", "A -> B must lie between 0 and 1, not 'high'"),
-        (gzip.compress(b"source,target\nA,B\n"), "network.csv is not a text in UTF-8. Unpack"),
+        (gzip.compress(b"source,target\nA,B\n", mtime=0), "network.csv is not a text in UTF-8. Unpack"),
     ],
 )
 def test_files_that_hold_no_edges(tmp_path, content, message):
