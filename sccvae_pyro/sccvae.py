@@ -753,8 +753,6 @@ class SCCVAE:
         check_counts(2, n_samples=n_samples)
         labels = self._labels(combinations)
         parsed = [parse_targets(label, self.coding.schema.control) for label in labels]
-        if not labels:
-            raise InputError("combinations names none. Name pairs, as 'A+B'.")
         if alone := [label for label, targets in zip(labels, parsed, strict=True) if len(targets) < 2]:
             raise InputError(f"{listing(alone)} has no second target to interact with. Name pairs, as 'A+B'.")
         draws = self._draws(n_samples, seed)
@@ -820,8 +818,8 @@ class SCCVAE:
             _check_threshold(threshold, genes)
         positions = self._positions(self.coding.genes if genes is None else genes)
         labels = self._labels(candidates)
-        if not labels or self.coding.schema.control in labels:
-            raise InputError("candidates must name perturbations, at least one and not the control.")
+        if self.coding.schema.control in labels:
+            raise InputError("candidates names the control, which is no perturbation. Leave it out.")
         draws = self._draws(n_samples, seed)
         push = self._push(draws, labels, seed)
         outlook = choice.outlook(

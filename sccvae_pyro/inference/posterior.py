@@ -305,7 +305,7 @@ def starting_cells(
     For each draw: rows of ``controls``, their noise, ``cells x nodes``, and the share of its action that each
     shows if it responds, ``cells``.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     n_cells = len(controls.library_c)
     order = torch.randperm(n_cells, generator=generator)
     for s in range(len(draws)):

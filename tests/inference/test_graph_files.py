@@ -59,7 +59,7 @@ def test_a_graph_that_cannot_be_written_leaves_the_old_one(genes, tmp_path, monk
         raise OSError("disk full")
 
     monkeypatch.setattr(nx, "write_graphml", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match="disk full"):
         genes.write_graphml(path, n_samples=5)
     assert path.read_bytes() == before
     with pytest.raises(InputError, match="is a folder"):

@@ -111,5 +111,5 @@ def test_parts_that_escape_differently_interact():
 def test_single_perturbations_are_refused(fitted):
     with pytest.raises(InputError, match="'G0001' has no second target"):
         fitted.interactions(["G0001", "G0001+G0002"])
-    with pytest.raises(InputError, match="names none"):
+    with pytest.raises(InputError, match="Name at least one"):
         fitted.interactions([])
