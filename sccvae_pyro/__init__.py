@@ -1,6 +1,6 @@
 """SCCVAE: the single-cell causal variational autoencoder for Perturb-seq, as a Pyro program."""
 
-from sccvae_pyro import evaluate, priors
+from sccvae_pyro import evaluate, plots, priors
 from sccvae_pyro.data import datasets, features, splits
 from sccvae_pyro.data.schema import setup_anndata
 from sccvae_pyro.errors import InputError, InputWarning
@@ -16,6 +16,7 @@ __all__ = [
     "datasets",
     "evaluate",
     "features",
+    "plots",
     "priors",
     "restarts",
     "setup_anndata",

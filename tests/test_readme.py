@@ -1,5 +1,6 @@
 """The README says what is so: tables are those of the stored results, code runs, links lead somewhere."""
 
+import ast
 import re
 import runpy
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import sccvae_pyro as sv
 from sccvae_pyro import SCCVAE
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +70,30 @@ def test_example_runs(monkeypatch, tmp_path):
     assert SCCVAE.load(tmp_path / "run").is_fitted
     exec(compile(swap, README.name, "exec"), found)
     assert type(found["model"].priors.graph).__name__ == "NoGraph"
+
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_in_code_exist(page, screen):
+    """Whatever a block of code reads off the package or a model is there."""
+    model = SCCVAE(screen, n_nodes=2, hidden=(4,))
+    spoken_of = {"sv": sv, "priors": sv.priors, "features": sv.features, "model": model, "small": model}
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            path = dotted(node)
+            if len(path) > 1 and path[0] in spoken_of:
+                found = spoken_of[path[0]]
+                for name in path[1:]:
+                    assert hasattr(found, name), ".".join(path)
+                    found = getattr(found, name)
+
+
+def dotted(node):
+    """Names of a chain such as ``sv.plots.compare``; nothing for what is no such chain."""
+    if isinstance(node, ast.Name):
+        return [node.id]
+    above = dotted(node.value) if isinstance(node, ast.Attribute) else []
+    return [*above, node.attr] if above else []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
