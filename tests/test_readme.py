@@ -72,7 +72,6 @@ def test_example_runs(monkeypatch, tmp_path):
     assert type(found["model"].priors.graph).__name__ == "NoGraph"
 
 
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_in_code_exist(page, screen):
     """Whatever a block of code reads off the package or a model is there."""

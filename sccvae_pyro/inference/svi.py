@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from sccvae_pyro.data.loading import Screen
 from sccvae_pyro.errors import InputError
+from sccvae_pyro.inference.agreement import check_sites
 from sccvae_pyro.inference.checkpoint import Origin
 from sccvae_pyro.inference.module import VALIDATION, SVIModule
 from sccvae_pyro.inference.recipes import RECIPES
@@ -106,11 +107,12 @@ def fit(
     Raises
     ------
     InputError
-        If every label has a single cell, the fit diverges, or it is to go on from a checkpoint that is
-        damaged or of another run.
+        If model and guide do not sample the same sites, every label has a single cell, the fit diverges, or
+        it is to go on from a checkpoint that is damaged or of another run.
     """
     origin = Origin(program, screen, spec)
     train, validation = split_rows(screen, spec)
+    check_sites(program, screen[train[:2]])
     program.sizes = replace(program.sizes, cells=len(train))
     recipe = RECIPES[spec.objective]
     loss = recipe.loss(program, spec.particles)

@@ -21,6 +21,7 @@ from screens import log_values, set_up, small_screen
 
 from sccvae_pyro import SCCVAE, InputError
 from sccvae_pyro.inference import results
+from sccvae_pyro.inference.agreement import check_sites
 from sccvae_pyro.inference.objectives import NegativeELBO, NegativeIWELBO, Particles
 from sccvae_pyro.models.slot import Member
 from sccvae_pyro.models.spec import SLOTS, ModelSpec
@@ -213,6 +214,10 @@ def test_a_step_lowers_the_loss(model, cells):
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter -= step * gradient
         assert (before - seeded(loss, cells)).item() == pytest.approx(FALL, rel=0.2)
+
+
+def test_model_and_guide_speak_of_the_same_sites(model, cells):
+    check_sites(model.program, cells)
 
 
 def as_toml(value):
