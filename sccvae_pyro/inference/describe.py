@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyro
@@ -14,13 +14,20 @@ from pyro import poutine
 from pyro.infer.inspect import get_model_relations
 
 from sccvae_pyro.data.loading import Batch
+from sccvae_pyro.inference.posterior import seeded
+from sccvae_pyro.models.factors import StrictlyUpperTriangular
 from sccvae_pyro.models.program import Program
-from sccvae_pyro.models.slot import Member
+from sccvae_pyro.models.slot import Member, Prior
 from sccvae_pyro.models.spec import SLOTS
 
 SHIFT = "shift_c = guide strength * sum of strength_p * direction_p over the perturbations p of cell c"
 EXPRESSION = "x_c ~ likelihood(decoder(u_c, covariates_c), library size_c)"
 """What holds whatever the priors; between the two stands the equation of the intervention."""
+
+VARIES = "·"
+"""What stands for a number that differs between entries, or from draw to draw."""
+
+Pick = Callable[[torch.Tensor], torch.Tensor]
 
 
 def describe(program: Program, batch: Batch) -> str:
@@ -36,7 +43,8 @@ def describe(program: Program, batch: Batch) -> str:
     Returns
     -------
     One line for each prior, one for each site, and the equations that join them. A site that depends on
-    others names them after a bar; a number of its distribution that differs between entries is a dot.
+    others names them after a bar; a number of its distribution that differs between entries, or from draw to
+    draw, is a dot.
     """
     equations = dict(_equations(program, batch))
     lines = []
@@ -74,33 +82,91 @@ def _equations(program: Program, batch: Batch) -> Iterator[tuple[str, str]]:
     """Name and equation of every site, in the order in which the model samples them."""
     with warnings.catch_warnings(), torch.no_grad(), pyro.validation_enabled(False):
         warnings.simplefilter("ignore")
-        relations = get_model_relations(program.model, (batch,))
-        trace = poutine.trace(program.model).get_trace(batch)
+        with seeded(0):
+            relations = get_model_relations(program.model, (batch,))
+        traces = [_traced(program, batch, seed) for seed in (1, 2)]
     plates = {site: plate for plate, sites in relations["plate_sample"].items() for site in sites}
+    recorded = _recorded(program)
     for name, parents in relations["sample_sample"].items():
-        site = trace.nodes[name]
+        fns = [_unwrapped(trace.nodes[name]["fn"]) for trace in traces]
         index = f"[{plates[name]}]" if name in plates else ""
-        given = f" | {', '.join(parents)}" if parents else ""
-        shape = " x ".join(map(str, site["fn"].event_shape))
+        shape = " x ".join(map(str, traces[0].nodes[name]["fn"].event_shape))
         per = f"   ({shape} each)" if index and shape else f"   ({shape})" if shape else ""
-        yield name, f"{name}{index} ~ {_family(site['fn'])}{given}{per}"
-
-
-def _family(fn: Any) -> str:
-    """Name of a distribution with its settings; a setting that differs between entries is a dot."""
-    while True:
-        if isinstance(fn, dist.Independent | dist.ExpandedDistribution) or (
-            isinstance(fn, dist.TransformedDistribution) and type(fn) is dist.TransformedDistribution
-        ):
-            fn = fn.base_dist
+        if isinstance(fns[0], dist.Delta):
+            rule = recorded.get(name, f"f({', '.join(parents)})")
+            said = f"= {_value(fns, rule)}"
         else:
-            break
-    names = [name for name in fn.arg_constraints if not (name == "logits" and "probs" in fn.arg_constraints)]
-    settings = [_setting(getattr(fn, name)) for name in names if hasattr(fn, name)]
-    return f"{type(fn).__name__}({', '.join(settings)})"
+            given = f" | {', '.join(parents)}" if parents else ""
+            said = f"~ {_family(fns)}{given}"
+        yield name, f"{name}{index} {said}{per}"
 
 
-def _setting(value: Any) -> str:
-    value = torch.as_tensor(value)
-    same = value.numel() > 0 and bool((value == value.reshape(-1)[0]).all())
-    return f"{float(value.reshape(-1)[0]):.4g}" if same else "·"
+def _recorded(program: Program) -> dict[str, str]:
+    """What the priors say of values that they record."""
+    said = (prior.recorded for prior in program.priors if isinstance(prior, Prior))
+    return {site: rule for rules in said for site, rule in rules.items()}
+
+
+def _value(fns: Sequence[dist.Delta], rule: str) -> str:
+    """A recorded value: the number where it is one, else how it follows."""
+    number = _setting([fn.v for fn in fns])
+    return rule if number == VARIES else number
+
+
+def _traced(program: Program, batch: Batch, seed: int) -> poutine.Trace:
+    with seeded(seed):
+        return poutine.trace(program.model).get_trace(batch)
+
+
+def _unwrapped(fn: Any) -> Any:
+    """The distribution within what only gives it a shape, a mask or the layout of a matrix."""
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution) or (
+        type(fn) is dist.TransformedDistribution
+        and all(isinstance(step, StrictlyUpperTriangular) for step in fn.transforms)
+    ):
+        fn = fn.base_dist
+    return fn
+
+
+def _family(fns: Sequence[Any], pick: Pick = lambda value: value) -> str:
+    """Name of a distribution, of two draws of the program, with its settings.
+
+    ``pick`` takes a component of a mixture out of the settings of all.
+    """
+    fns = [_unwrapped(fn) for fn in fns]
+    if isinstance(fns[0], dist.MixtureSameFamily):
+        return _mixture(fns)
+    if isinstance(fns[0], dist.ZeroInflatedDistribution):
+        return f"0 with probability {_setting([fn.gate for fn in fns])}, else {_within(fns)}"
+    if type(fns[0]) is dist.TransformedDistribution:
+        return f"{_within(fns)}, transformed"
+    known = fns[0].arg_constraints
+    names = [name for name in known if not (name == "logits" and "probs" in known) and hasattr(fns[0], name)]
+    settings = (_setting([pick(torch.as_tensor(getattr(fn, name))) for fn in fns]) for name in names)
+    return f"{type(fns[0]).__name__}({', '.join(settings)})"
+
+
+def _within(fns: Sequence[Any]) -> str:
+    return _family([fn.base_dist for fn in fns])
+
+
+def _mixture(fns: Sequence[Any]) -> str:
+    """Components with their weights; where they are more than two, their number and family."""
+    components = [fn.component_distribution for fn in fns]
+    weights = [fn.mixture_distribution.probs for fn in fns]
+    if (number := weights[0].shape[-1]) > 2:
+        return f"mixture of {number}: {_family(components)}"
+    whole = components[0].batch_shape + components[0].event_shape
+    place = len(components[0].batch_shape) - 1
+    return " + ".join(
+        f"{_setting([weight[..., k] for weight in weights])} "
+        + _family(components, lambda value, k=k: value.expand(whole).select(place, k))  # type: ignore[misc]
+        for k in range(number)
+    )
+
+
+def _setting(values: Sequence[Any]) -> str:
+    """The number that a setting is in all entries and draws, or a dot where there is none."""
+    entries = torch.cat([torch.as_tensor(value).detach().reshape(-1) for value in values])
+    same = len(entries) > 0 and bool((entries == entries[0]).all())
+    return f"{float(entries[0]):.4g}" if same else VARIES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,9 @@ from sccvae_pyro.models.factors import MeanField
 from sccvae_pyro.models.graph_edges import Edges, GraphPrior, Laplace, _EdgePrior, node_names
 from sccvae_pyro.models.graph_known import KnownGraph
 from sccvae_pyro.models.slot import Perturbations, Sizes, names
+
+WEIGHT = "edge_weight"
+"""Site of the weights of all pairs of nodes, in both directions."""
 
 TEMPERATURE = 0.1
 """Difference of scores over which a turned edge is felt; the scores have a spread of one.
@@ -45,6 +49,11 @@ class _WithinOrder(GraphPrior):
     def to_dict(self) -> dict[str, Any]:
         """Write the member as plain values, the graph within as a table of its own."""
         return {**super().to_dict(), "graph": self.graph.to_dict()}
+
+    @property
+    def recorded(self) -> Mapping[str, str]:
+        """As the graph has it; see :attr:`Prior.recorded`."""
+        return self.graph.recorded
 
     def inclusion(self, B: Tensor, sizes: Sizes) -> Tensor | None:
         """Probability that each edge is in the graph; see :meth:`GraphPrior.inclusion`."""
@@ -125,6 +134,12 @@ class LearnedOrder(_WithinOrder):
         weights_kk = self.graph.sample(_all_pairs(sizes), sizes, zero)
         return pyro.deterministic("B", weights_kk * forward_edges(score_k), event_dim=2)
 
+    @property
+    def recorded(self) -> Mapping[str, str]:
+        """Weights of the edges that run forward; those of the graph where it only records them, too."""
+        weights = {WEIGHT if site == "B" else site: rule for site, rule in self.graph.recorded.items()}
+        return {**weights, "B": f"{WEIGHT}_jk where order_score_j < order_score_k, else 0"}
+
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
         """Independent normals over the scores, and the graph's own factor.
 
@@ -163,4 +178,4 @@ def forward_edges(score_k: Tensor) -> Tensor:
 
 def _all_pairs(sizes: Sizes) -> Edges:
     sources, targets = (~torch.eye(sizes.nodes, dtype=torch.bool)).nonzero(as_tuple=True)
-    return Edges(sources, targets, sizes.nodes, site="edge_weight")
+    return Edges(sources, targets, sizes.nodes, site=WEIGHT)

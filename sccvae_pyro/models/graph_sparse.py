@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyro
@@ -215,6 +216,11 @@ class LowRank(_EdgePrior):
     def __post_init__(self) -> None:
         positive(self, scale=self.scale, sparse_scale=self.sparse_scale)
         whole(self, rank=self.rank)
+
+    @property
+    def recorded(self) -> Mapping[str, str]:
+        """The sum of both parts."""
+        return {"B": "edge_source_j . edge_target_k + edge_sparse_jk, on the edges that there may be"}
 
     @property
     def loading_sd(self) -> float:

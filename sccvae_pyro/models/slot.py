@@ -222,6 +222,11 @@ class Prior(Member):
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
         """Build the guide factor; calling it with the perturbations samples the same sites."""
 
+    @property
+    def recorded(self) -> Mapping[str, str]:
+        """How values that are recorded, not drawn, follow from sites: what :func:`describe` says of them."""
+        return {}
+
 
 class Empty(nn.Module):
     """The guide factor of a prior without sites."""

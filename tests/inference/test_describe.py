@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pyro
 import pyro.distributions as dist
 import pytest
+import torch
 
 import sccvae_pyro as sv
 from sccvae_pyro import SCCVAE
@@ -49,6 +50,75 @@ def test_a_site_stands_with_its_slot(screen):
     assert {line.split("[")[0].split(" ~")[0].strip() for line in lines[start + 1 : end]} == {
         "direction", "direction_scale", "direction_signal", "direction_function_weights",
     }  # fmt: skip
+
+
+def site_lines(model):
+    """Lines of the sites, without those of the members, which begin at the margin."""
+    return [line.strip() for line in model.describe().splitlines() if line.startswith(" ")]
+
+
+def test_a_draw_is_no_constant(screen):
+    """What depends on a draw is a dot, also where it is one number for all entries."""
+    genes = tuple(f"G{i:04d}" for i in range(4))
+    own = SCCVAE(
+        screen, hidden=(4,), nodes=sv.priors.nodes.Anchored(genes), direction="OwnNode", responders="Beta"
+    )
+    assert "responders[perturbations] ~ Beta(·, ·) | responders_mean" in site_lines(own)
+    assert (
+        "direction[perturbations] ~ Normal(·, ·) | direction_off_target, direction_own   (4 each)"
+        in site_lines(own)
+    )
+    assert own.describe() == own.describe()
+
+
+def test_describing_leaves_the_random_state(screen):
+    model = SCCVAE(screen, n_nodes=3, hidden=(4,))
+    before = torch.get_rng_state()
+    model.describe()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("slot", "member", "line"),
+    [
+        ("graph", "SpikeSlab", "B ~ 0.95 Normal(0, 0.02) + 0.05 Normal(0, 0.5)   (3 x 3)"),
+        (
+            "graph",
+            {"name": "KnownGraph", "allowed": [["node_0", "node_1", 0.25]]},
+            "B ~ 0.75 Normal(0, 0.02) + 0.25 Normal(0, 0.5)   (3 x 3)",
+        ),
+        ("graph", "NoGraph", "B = 0   (3 x 3)"),
+        (
+            "graph",
+            {"name": "LearnedOrder", "graph": "SpikeSlab"},
+            "edge_weight ~ 0.95 Normal(0, 0.02) + 0.05 Normal(0, 0.5)   (3 x 3)",
+        ),
+        (
+            "graph",
+            "LearnedOrder",
+            "B = edge_weight_jk where order_score_j < order_score_k, else 0   (3 x 3)",
+        ),
+        (
+            "graph",
+            {"name": "LearnedOrder", "graph": "LowRank"},
+            "edge_weight = edge_source_j . edge_target_k + edge_sparse_jk, on the edges that there may be   "
+            "(3 x 3)",
+        ),
+        ("penetrance", {"name": "Fixed", "value": 0.5}, "strength[perturbations] = 0.5   (4 each)"),
+        ("noise", "Flow", "z[cells] ~ Normal(0, 1), transformed   (3 each)"),
+        ("noise", "Mixture", "z[cells] ~ mixture of 4: Normal(·, 1)   (3 each)"),
+    ],
+    ids=str,
+)
+def test_a_swapped_prior_is_spelt_out(screen, slot, member, line):
+    assert line in site_lines(SCCVAE(screen, n_nodes=3, hidden=(4,), **{slot: member}))
+
+
+def test_zero_inflation_is_spelt_out(screen):
+    lines = site_lines(SCCVAE(screen, n_nodes=3, hidden=(4,), likelihood="ZeroInflatedNegativeBinomial"))
+    assert any(
+        line.startswith("x[cells] ~ 0 with probability ·, else NegativeBinomial(·, ·) | ") for line in lines
+    )
 
 
 @pytest.fixture

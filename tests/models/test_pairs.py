@@ -220,6 +220,12 @@ def test_model_and_guide_speak_of_the_same_sites(model, cells):
     check_sites(model.program, cells)
 
 
+def test_equations_name_no_class_of_a_wrapper(model):
+    sites = [line for line in model.describe().splitlines() if line.startswith("  ")]
+    wrappers = ("Distribution(", "Mixture(", "SameFamily(", "Independent(", "Delta(")
+    assert not [line for line in sites if any(wrapper in line for wrapper in wrappers)]
+
+
 def as_toml(value):
     """A value in TOML; a table stands on one line."""
     if isinstance(value, dict):
