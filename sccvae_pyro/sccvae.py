@@ -159,8 +159,8 @@ class SCCVAE:
         return model
 
     def _set_up(self, adata: AnnData, spec: ModelSpec) -> None:
-        self.spec = spec
         self.coding = Coding.of(adata)
+        self.spec = spec.settled(self.coding.schema.kind)
         self._screen: Screen | None = self.coding.screen(adata)
         if not self._screen.is_control.any():
             raise InputError(
@@ -168,10 +168,10 @@ class SCCVAE:
             )
         if not self.coding.perturbations:
             raise InputError("Every cell is a control, so there is no perturbation to learn from.")
-        self.priors = spec.priors(self.coding.schema.kind)
+        self.priors = self.spec.priors(self.coding.schema.kind)
         self.features = build.features_of(adata, self.coding) if self._reads_features else None
         logger.info("likelihood: %s, for %s", type(self.priors.likelihood).__name__, self.coding.schema.kind)
-        self.program = build.program_of(spec, self.priors, self._screen, self.features, seed=0)
+        self.program = build.program_of(self.spec, self.priors, self._screen, self.features, seed=0)
         self.controls: posterior.Controls | None = None
         self.discrepancy = Discrepancy(*np.zeros((2, len(self.coding.genes))))
         self._drawn: tuple[tuple[int, int], posterior.Draws] | None = None

@@ -695,7 +695,7 @@ def test_load_refuses_a_damaged_description(saved):
 
 
 def test_defaults_of_the_facade_are_those_of_the_spec(screen):
-    assert SCCVAE(screen).spec == ModelSpec()
+    assert SCCVAE(screen).spec == ModelSpec.read().settled("counts")
     from_file = SCCVAE.from_spec(screen, ROOT / "models/default.toml")
     assert from_file.priors == SCCVAE(screen).priors
     assert from_file.program.sizes == SCCVAE(screen).program.sizes

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from sccvae_pyro.data.wording import suggestion
 from sccvae_pyro.errors import InputError
-from sccvae_pyro.files import read_text
+from sccvae_pyro.files import read_text, write_text
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -34,6 +37,42 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """Turn a number of NumPy into one of Python: settings are of no other types than files hold."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def write_toml(spec: BaseModel, path: str | Path) -> None:
+    """Write a spec as a TOML file: tables below the settings that are none, nothing for what is ``None``.
+
+    Raises
+    ------
+    InputError
+        If there is no writing to the path.
+    """
+    settings = spec.model_dump(mode="json")
+    tables = {key: value for key, value in settings.items() if isinstance(value, dict)}
+    lines = _entries({key: value for key, value in settings.items() if key not in tables})
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *_entries(table)]
+    write_text("\n".join(lines) + "\n", path)
+
+
+def _entries(table: Mapping[str, Any]) -> list[str]:
+    return [f"{_key(key)} = {_value(value)}" for key, value in table.items() if value is not None]
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    """A value in TOML; a table within a table stands on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(_entries(value)) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, str):
+        # JSON's strings are TOML's, but for one control character that JSON leaves as it is.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def explain(error: ValidationError, spec: type[BaseModel], what: str) -> str:

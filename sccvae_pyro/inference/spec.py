@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from sccvae_pyro.data.checks import check_seed
-from sccvae_pyro.data.toml import explain, plain, read_toml
+from sccvae_pyro.data.toml import explain, plain, read_toml, write_toml
 from sccvae_pyro.errors import InputError
 
 
@@ -47,6 +47,16 @@ class _Spec(BaseModel):
             return cls.model_validate({**settings, **changed})
         except ValidationError as error:
             raise InputError(explain(error, cls, "inference spec")) from None
+
+    def to_toml(self, path: str | Path) -> None:
+        """Write the spec to a file that :meth:`read` reads back equal.
+
+        Raises
+        ------
+        InputError
+            If there is no writing to the path.
+        """
+        write_toml(self, path)
 
 
 class InferenceSpec(_Spec):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from sccvae_pyro.data.schema import Kind
-from sccvae_pyro.data.toml import explain, plain, read_toml
+from sccvae_pyro.data.toml import explain, plain, read_toml, write_toml
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.models.direction import DirectionPrior
 from sccvae_pyro.models.families import PosteriorFamily
@@ -33,6 +33,11 @@ from sccvae_pyro.models.responders import RespondersPrior
 from sccvae_pyro.models.slot import MOST, Member
 
 AUTO_LIKELIHOOD: dict[Kind, str] = {"counts": "NegativeBinomial", "continuous": "Normal"}
+
+AUTO = {"name": "auto"}
+"""Stands for the likelihood of :data:`AUTO_LIKELIHOOD` until the kind of values is known."""
+
+_VALUES: dict[str, str] = {"counts": "counts", "continuous": "continuous values"}
 
 SLOTS: dict[str, type[Member]] = {
     "nodes": Nodes,
@@ -54,7 +59,7 @@ Width = Annotated[int, BeforeValidator(plain), Field(strict=True, le=MOST)]
 
 
 class ModelSpec(BaseModel):
-    """What the model is: sizes, and one member for each slot.
+    """What the model is: sizes, and one member for each slot, kept with all of its settings.
 
     Parameters
     ----------
@@ -71,7 +76,7 @@ class ModelSpec(BaseModel):
         How the globals are proposed: a member, its name, or a table.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     hidden: tuple[Width, ...] = (256, 256)
     nodes: dict[str, Any] = {"name": "Free"}
@@ -82,7 +87,7 @@ class ModelSpec(BaseModel):
     responders: dict[str, Any] = {"name": "AllCells"}
     noise: dict[str, Any] = {"name": "StandardNormal"}
     library: dict[str, Any] = {"name": "Observed"}
-    likelihood: dict[str, Any] = {"name": "auto"}
+    likelihood: dict[str, Any] = AUTO
     posterior: dict[str, Any] = {"name": "Factors"}
 
     @field_validator(*SLOTS, mode="before")
@@ -104,7 +109,7 @@ class ModelSpec(BaseModel):
         return value
 
     @classmethod
-    def read(cls, source: Mapping[str, Any] | str | Path | None = None, **overrides: Any) -> ModelSpec:
+    def read(cls, source: Mapping[str, Any] | str | Path | None = None, **overrides: Any) -> Self:
         """Read a spec from a TOML file or a mapping; keywords that are not ``None`` override it.
 
         Raises
@@ -124,10 +129,32 @@ class ModelSpec(BaseModel):
             spec = cls.model_validate(settings)
         except ValidationError as error:
             raise InputError(explain(error, cls, "model spec")) from None
-        for slot, base in SLOTS.items():
-            if slot != "likelihood" or spec.likelihood != {"name": "auto"}:
-                base.from_dict(getattr(spec, slot))
-        return spec
+        return spec._spelt_out()
+
+    def _spelt_out(self) -> Self:
+        """Write every setting of every member, so that the spec means the same whatever defaults become."""
+        members = {
+            slot: base.from_dict(getattr(self, slot)).to_dict()
+            for slot, base in SLOTS.items()
+            if slot != "likelihood" or self.likelihood != AUTO
+        }
+        return self.model_copy(update=members)
+
+    def to_toml(self, path: str | Path) -> None:
+        """Write the spec to a file that :meth:`read` reads back equal.
+
+        Raises
+        ------
+        InputError
+            If there is no writing to the path.
+        """
+        write_toml(self, path)
+
+    def settled(self, kind: Kind) -> Self:
+        """Put the likelihood that goes with values of this kind in the place of ``"auto"``."""
+        if self.likelihood != AUTO:
+            return self
+        return self.model_copy(update={"likelihood": Likelihood.from_dict(AUTO_LIKELIHOOD[kind]).to_dict()})
 
     def priors(self, kind: Kind) -> Priors:
         """Build the members, for values of this kind.
@@ -137,11 +164,11 @@ class ModelSpec(BaseModel):
         InputError
             If the likelihood or the library does not describe values of this kind.
         """
-        table = self.likelihood if self.likelihood != {"name": "auto"} else {"name": AUTO_LIKELIHOOD[kind]}
-        likelihood = Likelihood.from_dict(table)
+        likelihood = Likelihood.from_dict(self.settled(kind).likelihood)
         if likelihood.kind != kind:
             raise InputError(
-                f"likelihood {table['name']} describes {likelihood.kind}, but this screen holds {kind}. "
+                f"likelihood {type(likelihood).__name__} describes {_VALUES[likelihood.kind]}, "
+                f"but this screen holds {_VALUES[kind]}. "
                 f"Use likelihood='auto', or set up another layer."
             )
         library = LibraryPrior.from_dict(self.library)

@@ -26,10 +26,7 @@ def refused(*parts, source=None, **overrides):
 
 def test_default_file_is_the_default():
     """What models/default.toml spells out is what SCCVAE(adata) does."""
-    written, default = ModelSpec.read(ROOT / "models/default.toml"), ModelSpec()
-    assert (written.nodes, written.hidden) == ({"name": "Free", "n_nodes": 64}, default.hidden)
-    for kind in ("counts", "continuous"):
-        assert written.priors(kind) == default.priors(kind)
+    assert ModelSpec.read(ROOT / "models/default.toml") == ModelSpec.read()
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("models/*.toml")), ids=lambda path: path.stem)
@@ -78,10 +75,37 @@ def test_likelihood_of_a_screen_is_chosen_by_its_values(screen, log_screen):
     assert isinstance(SCCVAE(log_screen, n_nodes=2).priors.likelihood, priors.likelihood.Normal)
 
 
-@pytest.mark.parametrize(("kind", "likelihood"), [("counts", "Normal"), ("continuous", "negative_binomial")])
-def test_likelihood_of_the_wrong_kind(kind, likelihood):
-    with pytest.raises(InputError, match=f"(?s){likelihood}.*{kind}.*auto"):
+@pytest.mark.parametrize(
+    ("kind", "likelihood", "message"),
+    [
+        ("counts", "Normal", "Normal describes continuous values, but this screen holds counts"),
+        (
+            "continuous",
+            "negative_binomial",
+            "NegativeBinomial describes counts, but this screen holds continuous values",
+        ),
+    ],
+)
+def test_likelihood_of_the_wrong_kind(kind, likelihood, message):
+    with pytest.raises(InputError, match=f"{message}. Use likelihood='auto'"):
         ModelSpec.read(None, likelihood=likelihood).priors(kind)
+
+
+def test_a_spec_holds_every_setting(screen):
+    """A name, an object and a table are one spec, which no change of a default would change."""
+    by_name = SCCVAE(screen, n_nodes=3, graph="spike_slab").spec
+    assert by_name == SCCVAE(screen, n_nodes=3, graph=priors.graph.SpikeSlab()).spec
+    assert by_name.graph == {"name": "SpikeSlab", "probability": 0.05, "spike": 0.02, "slab": 0.5}
+    assert by_name.penetrance == {"name": "LogNormal", "loc": 0.0, "scale": 0.05}
+    assert by_name.likelihood == {"name": "NegativeBinomial", "inverse_dispersion": 5.0}
+    within = SCCVAE(screen, n_nodes=3, graph={"name": "LearnedOrder", "graph": "Laplace"}).spec
+    assert within.graph["graph"] == {"name": "Laplace", "scale": 0.05}
+
+
+def test_auto_is_settled_by_the_values(screen, log_screen):
+    assert ModelSpec.read(None).likelihood == {"name": "auto"}
+    assert SCCVAE(screen, n_nodes=2).spec.likelihood["name"] == "NegativeBinomial"
+    assert SCCVAE(log_screen, n_nodes=2).spec.likelihood["name"] == "Normal"
 
 
 def test_bad_settings():
@@ -95,6 +119,7 @@ def test_bad_settings():
     refused("Laplace", "'width'", graph={"name": "Laplace", "width": 1.0})
     refused("Laplace", "scale", "-1", graph={"name": "Laplace", "scale": -1})
     refused("graph", "3", graph=3)
+    refused("graph", "'auto'", graph="auto")
     refused("likelihood", "'Poison'", "'NegativeBinomial'", likelihood="Poison")
 
 

@@ -5,7 +5,6 @@ built from its name alone stands in ``SETTINGS``, what the package refuses in ``
 """
 
 import copy
-import json
 import math
 import random
 from itertools import combinations, product
@@ -226,19 +225,10 @@ def test_equations_name_no_class_of_a_wrapper(model):
     assert not [line for line in sites if any(wrapper in line for wrapper in wrappers)]
 
 
-def as_toml(value):
-    """A value in TOML; a table stands on one line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {as_toml(each)}" for key, each in value.items()) + "}"
-    return json.dumps(value)
-
-
 def test_spec_is_written_and_read(model, tmp_path):
     """From objects to plain values, to the text of a file, and back."""
-    written = model.spec.model_dump(mode="json")
-    path = tmp_path / "model.toml"
-    path.write_text("\n".join(f"{key} = {as_toml(value)}" for key, value in written.items()))
-    spec = ModelSpec.read(path)
+    model.spec.to_toml(tmp_path / "model.toml")
+    spec = ModelSpec.read(tmp_path / "model.toml")
     kind = model.coding.schema.kind
     assert spec == model.spec
     assert spec.priors(kind) == model.priors
