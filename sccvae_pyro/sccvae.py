@@ -140,7 +140,8 @@ class SCCVAE:
         adata
             Screen that has been set up.
         spec
-            Path of a TOML file, or the same as a mapping.
+            Path of a TOML file, or the same as a mapping; or a folder that :meth:`save` wrote, for a new
+            model with the beliefs of the saved one.
         overrides
             Settings that replace those of the spec.
 
@@ -155,6 +156,8 @@ class SCCVAE:
         """
         model = cls.__new__(cls)
         source = spec.model_dump() if isinstance(spec, ModelSpec) else spec
+        if isinstance(source, str | Path) and Path(source).is_dir():
+            source = storage.read_description(source)["spec"]
         model._set_up(adata, ModelSpec.read(source, **overrides))
         return model
 

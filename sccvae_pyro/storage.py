@@ -47,12 +47,8 @@ def save(
     write_text(json.dumps({"format": FORMAT, **description}, indent=1), folder / DESCRIPTION)
 
 
-def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], pd.DataFrame]:
-    """Read what :func:`save` wrote.
-
-    Returns
-    -------
-    Description, tensors and history.
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """Read the plain values of a saved model, without its weights; ``"spec"`` is among them.
 
     Raises
     ------
@@ -66,13 +62,30 @@ def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], pd.Data
         )
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        found = description["format"]
+        found, _ = description["format"], description["spec"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{folder / DESCRIPTION} is damaged or was not written by this package.") from None
     if found != FORMAT:
         raise InputError(
             f"{folder} is of format {found}, this version reads {FORMAT}. Install a matching version."
         )
+    return description
+
+
+def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor], pd.DataFrame]:
+    """Read what :func:`save` wrote.
+
+    Returns
+    -------
+    Description, tensors and history.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no model, or one that this version cannot read.
+    """
+    folder = as_path(folder)
+    description = read_description(folder)
     try:
         tensors = torch.load(folder / WEIGHTS, weights_only=True, map_location="cpu")
         history = pd.read_csv(folder / HISTORY, index_col="epoch")
