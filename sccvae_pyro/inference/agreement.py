@@ -68,8 +68,9 @@ def _check_draw(name: str, value: torch.Tensor, prior: dict[str, Any]) -> None:
             f"The guide draws the site {name!r} of shape {found}, the model of shape {expected}. "
             "Give both the same plates and event dimensions."
         )
-    support = prior["fn"].support
-    if not bool(support.check(value).all()):
+    # What overflows lies outside, too; training tells of that, and of the settings that lead to it.
+    support, finite = prior["fn"].support, value.isfinite()
+    if not bool((support.check(value) | ~finite.all()).all()):
         raise InputError(
             f"The guide draws values of the site {name!r} outside the support of its prior, {support}. "
             "Map them to it, as MeanField does with its transforms."
