@@ -7,8 +7,10 @@ command: torch takes seconds, and help should not. Exit codes: 0 all is well, 2 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import logging
+import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +27,7 @@ from typer.core import TyperGroup
 from sccvae_pyro.errors import InputError, InputWarning
 
 if TYPE_CHECKING:
+    from sccvae_pyro.models.slot import Member
     from sccvae_pyro.verdict import Verdict
 
 screen, margin = Console(), Console(stderr=True)
@@ -76,6 +79,28 @@ _FEATURES = "What is known of the target genes"
 _HELD_OUT = "Which cells to learn from"
 _TRAINING = "Model and training"
 
+
+def _import(modules: list[str] | None) -> list[str] | None:
+    """Import modules of one's own, those of the current folder among them: their priors then have names."""
+    for module in modules or ():
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.insert(0, here)
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise InputError(
+                f"Cannot import {module!r}: {error}. Give the name of a module that is installed or in this "
+                "folder, without .py."
+            ) from error
+    return modules
+
+
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import", callback=_import, help="Module with priors of your own, imported first. May be repeated."
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(help="Folder that `sccvae fit` wrote.", show_default=False)]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Samples = Annotated[int, typer.Option("--n-samples", help="Draws from the posterior.", min=2)]
@@ -161,6 +186,7 @@ def fit(
     model: Annotated[
         Path | None, typer.Option(rich_help_panel=_TRAINING, help="Model spec (TOML); see `sccvae priors`.")
     ] = None,
+    imports: Imports = None,
     inference: Annotated[
         Path | None, typer.Option(rich_help_panel=_TRAINING, help="Inference spec (TOML).")
     ] = None,
@@ -245,6 +271,7 @@ def predict(
     n_samples: Samples = 200,
     draws: Annotated[bool, typer.Option("--draws", help="Keep the posterior draws in obsm.")] = False,
     seed: Seed = 0,
+    imports: Imports = None,
 ) -> None:
     """Predict mean profiles of perturbations, seen or unseen, with 90 % intervals.
 
@@ -290,6 +317,7 @@ def evaluate(
     n_samples: Samples = 200,
     seed: Seed = 0,
     quiet: Quiet = False,
+    imports: Imports = None,
 ) -> None:
     """Score predictions of held-out perturbations beside simple baselines and the noise ceiling.
 
@@ -335,6 +363,7 @@ def report(
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "What the perturbations do",
     n_samples: Samples = 100,
     seed: Seed = 0,
+    imports: Imports = None,
 ) -> None:
     """Write a page that answers in plain words, with the pictures behind them.
 
@@ -397,7 +426,12 @@ def demo(
 
 
 @app.command()
-def priors() -> None:
+def priors(
+    slot: Annotated[
+        str | None, typer.Argument(help="One slot, such as graph.", show_default="all of them")
+    ] = None,
+    imports: Imports = None,
+) -> None:
     """List the priors and likelihoods that a model spec can name, with their settings.
 
         sccvae fit screen.h5ad ... --model my_model.toml
@@ -407,21 +441,26 @@ def priors() -> None:
         n_nodes = 64
         graph = { name = "Laplace", scale = 0.05 }
     """
+    from sccvae_pyro.data.wording import suggestion
     from sccvae_pyro.models.slot import Member
     from sccvae_pyro.models.spec import SLOTS
 
-    for slot in SLOTS:
+    if slot is not None and slot not in SLOTS:
+        raise InputError(f"There is no slot {slot!r}. {suggestion(slot, SLOTS, 'slots')}")
+    for each in [slot] if slot else SLOTS:
         rows = [
             (name, (inspect.getdoc(member) or "").split("\n\n")[0].replace("\n", " "), _settings(member))
-            for name, member in sorted(Member.registry[slot].items())
+            for name, member in sorted(Member.registry[each].items())
         ]
-        _table((slot, "what it says", "settings and defaults"), rows)
+        _table((each, "what it says", "settings and defaults"), rows)
 
 
-def _settings(member: Any) -> str:
+def _settings(member: type[Member]) -> str:
+    from sccvae_pyro.models.slot import settings_of
+
     return "\n".join(
         field.name if (default := _default(field)) is dataclasses.MISSING else f"{field.name} = {default}"
-        for field in dataclasses.fields(member)
+        for field in settings_of(member)
     )
 
 

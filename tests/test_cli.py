@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import anndata as ad
 import numpy as np
@@ -13,6 +15,7 @@ from sccvae_pyro import files, workflow
 from sccvae_pyro.cli import app
 from sccvae_pyro.data.schema import UNS_KEY, setup_anndata
 from sccvae_pyro.errors import InputError
+from sccvae_pyro.models.slot import Member
 
 COLUMNS = ["--perturbation-key", "perturbation", "--control", "control"]
 SIZE = ["--perturbations", "12", "--cells", "20", "--controls", "60", "--genes", "60"]
@@ -72,6 +75,39 @@ def test_priors_are_listed_with_their_settings():
     text = succeed("priors")
     for word in ("graph", "Laplace", "scale", "penetrance", "likelihood", "NegativeBinomial"):
         assert word in text
+
+
+def test_priors_of_one_slot():
+    text = succeed("priors", "graph")
+    assert "SpikeSlab" in text
+    assert "NegativeBinomial" not in text
+    assert "Did you mean 'graph'?" in refuse("priors", "grapf")
+
+
+def test_priors_of_ones_own_are_imported(monkeypatch, tmp_path):
+    """A module in the folder that the command is run in; what it brings is a name like ours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # and off again at the end
+    members = {slot: dict(known) for slot, known in Member.registry.items()}
+    monkeypatch.setattr(Member, "registry", members)
+    (tmp_path / "beliefs_of_ones_own.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from sccvae_pyro import priors\n"
+        "@dataclass(frozen=True)\n"
+        "class WideLaplace(priors.graph.Laplace):\n"
+        '    """Edges of any size."""\n'
+        "    scale: float = 0.7\n"
+    )
+    assert "WideLaplace" not in succeed("priors", "graph")
+    assert "scale = 0.7" in succeed("priors", "graph", "--import", "beliefs_of_ones_own")
+    assert "Cannot import 'no_such_beliefs'" in refuse("priors", "--import", "no_such_beliefs")
+    for command in ("fit", "predict", "evaluate", "report"):
+        assert "--import" in succeed(command, "--help")
+
+
+def test_the_package_is_the_command():
+    run = subprocess.run([sys.executable, "-m", "sccvae_pyro", "--help"], capture_output=True, check=True)
+    assert b"sccvae demo" in run.stdout
 
 
 # From a screen to answers
