@@ -10,6 +10,7 @@ import pytest
 
 import sccvae_pyro as sv
 from sccvae_pyro import SCCVAE
+from sccvae_pyro.models.slot import Member
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -70,6 +71,18 @@ def test_example_runs(monkeypatch, tmp_path):
     assert SCCVAE.load(tmp_path / "run").is_fitted
     exec(compile(swap, README.name, "exec"), found)
     assert type(found["model"].priors.graph).__name__ == "NoGraph"
+
+
+def test_priors_of_ones_own_run(screen, monkeypatch):
+    """The classes that the how-to writes can be defined, fitted and described."""
+    members = {slot: dict(known) for slot, known in Member.registry.items()}
+    monkeypatch.setattr(Member, "registry", members)
+    section = (ROOT / "docs" / "how_to.md").read_text(encoding="utf-8").split("## Add a prior of my own")[1]
+    found = {"sv": sv, "train": screen}
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", section, re.DOTALL)):
+        exec(compile(block.replace("(train,", "(train, n_nodes=3,"), f"block {number}", "exec"), found)
+        model = found["model"].fit(max_epochs=1, progress=False)
+        assert "~ StudentT(4, 0, 0.05)   (3 x 3)" in model.describe()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

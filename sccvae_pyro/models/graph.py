@@ -4,12 +4,13 @@ Every member returns ``B`` (``nodes x nodes``), acyclic whatever the draw: stric
 order of the nodes, or in the order that :class:`Ordered` is given or :class:`LearnedOrder` draws.
 """
 
-from sccvae_pyro.models.graph_edges import Edges, GraphPrior, Laplace, NoGraph, Normal, Random
+from sccvae_pyro.models.graph_edges import EdgePrior, Edges, GraphPrior, Laplace, NoGraph, Normal, Random
 from sccvae_pyro.models.graph_known import KnownGraph
 from sccvae_pyro.models.graph_order import LearnedOrder, Ordered
 from sccvae_pyro.models.graph_sparse import Horseshoe, LowRank, SpikeSlab
 
 __all__ = [
+    "EdgePrior",
     "Edges",
     "GraphPrior",
     "Horseshoe",

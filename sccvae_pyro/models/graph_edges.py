@@ -1,6 +1,6 @@
 """Graph priors in general, and those whose edges are independent.
 
-An :class:`_EdgePrior` gives weights to whatever edges it is handed: those that the order of the nodes
+An :class:`EdgePrior` gives weights to whatever edges it is handed: those that the order of the nodes
 allows, or those of another order (:mod:`sccvae_pyro.models.graph_order`).
 """
 
@@ -89,8 +89,11 @@ class Edges(NamedTuple):
         return Adjacency(self.sources, self.targets, self.n_nodes)
 
 
-class _EdgePrior(GraphPrior):
-    """Base of the priors that can be put on any set of edges."""
+class EdgePrior(GraphPrior, base=True):
+    """Base of the priors that can be put on any set of edges, and so within ``Ordered`` and ``LearnedOrder``.
+
+    A member gives :meth:`sample` and :meth:`factor`; both are handed the :class:`Edges` that there may be.
+    """
 
     @abstractmethod
     def sample(self, edges: Edges, sizes: Sizes, zero: Tensor) -> Tensor:
@@ -110,7 +113,7 @@ class _EdgePrior(GraphPrior):
         return self.factor(Edges.in_order(torch.arange(sizes.nodes)), sizes)
 
 
-class _IndependentEdges(_EdgePrior):
+class _IndependentEdges(EdgePrior):
     """Edges that are independent given their order."""
 
     @abstractmethod

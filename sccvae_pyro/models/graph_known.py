@@ -23,7 +23,7 @@ from sccvae_pyro.data.features import read_regulons
 from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError, InputWarning
 from sccvae_pyro.files import read_text
-from sccvae_pyro.models.graph_edges import Edges, _EdgePrior, node_names
+from sccvae_pyro.models.graph_edges import EdgePrior, Edges, node_names
 from sccvae_pyro.models.graph_sparse import MixtureFactor, responsibility, sample_mixture, spike_below_slab
 from sccvae_pyro.models.slot import Sizes, share
 
@@ -33,7 +33,7 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class KnownGraph(_EdgePrior):
+class KnownGraph(EdgePrior):
     """What is known of single edges by the names of their nodes; everything else is left to the data.
 
     Each edge is there with a probability of its own, 1 if it is required and 0 if it is forbidden::

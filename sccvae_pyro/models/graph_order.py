@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.models.factors import MeanField
-from sccvae_pyro.models.graph_edges import Edges, GraphPrior, Laplace, _EdgePrior, node_names
+from sccvae_pyro.models.graph_edges import EdgePrior, Edges, GraphPrior, Laplace, node_names
 from sccvae_pyro.models.graph_known import KnownGraph
 from sccvae_pyro.models.slot import Perturbations, Sizes, names
 
@@ -35,11 +35,11 @@ START_SCALE = 0.1
 class _WithinOrder(GraphPrior):
     """A prior of edges, put on the edges of some order."""
 
-    graph: _EdgePrior
+    graph: EdgePrior
 
     def __post_init__(self) -> None:
         graph = GraphPrior.from_dict(self.graph)
-        if not isinstance(graph, _EdgePrior):
+        if not isinstance(graph, EdgePrior):
             raise InputError(
                 f"{type(self).__name__}: graph must be a prior of edges, such as Laplace or SpikeSlab, "
                 f"not {type(graph).__name__}"
@@ -72,7 +72,7 @@ class Ordered(_WithinOrder):
         Names of all nodes, causes first; empty for the order of the model.
     """
 
-    graph: _EdgePrior = field(default_factory=Laplace)
+    graph: EdgePrior = field(default_factory=Laplace)
     order: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ class LearnedOrder(_WithinOrder):
         Belief about the edges: a member, its name, or a table with its name and settings.
     """
 
-    graph: _EdgePrior = field(default_factory=Laplace)
+    graph: EdgePrior = field(default_factory=Laplace)
 
     learns_order = True
 

@@ -15,12 +15,12 @@ from torch.distributions import transforms
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.models import horseshoe
 from sccvae_pyro.models.factors import MeanField, SeenMixture, SeenNormal, normal_mixture
-from sccvae_pyro.models.graph_edges import Edges, _EdgePrior
+from sccvae_pyro.models.graph_edges import EdgePrior, Edges
 from sccvae_pyro.models.slot import Member, Perturbations, Sizes, positive, share, whole
 
 
 @dataclass(frozen=True)
-class Horseshoe(_EdgePrior):
+class Horseshoe(EdgePrior):
     """Few edges of any size, all others next to zero; how few is learned around an expected number.
 
     The regularised horseshoe (Piironen & Vehtari 2017, Electron J Stat 11:5018). With D possible edges and n
@@ -95,7 +95,7 @@ class _HorseshoeFactor(nn.Module):
 
 
 @dataclass(frozen=True)
-class SpikeSlab(_EdgePrior):
+class SpikeSlab(EdgePrior):
     """An edge is there or not, each with a probability: posterior inclusion probabilities.
 
     A continuous mixture (George & McCulloch 1993, JASA 88:881): an edge that is not there is small, not
@@ -190,7 +190,7 @@ def spike_below_slab(member: Member, spike: float, slab: float) -> None:
 
 
 @dataclass(frozen=True)
-class LowRank(_EdgePrior):
+class LowRank(EdgePrior):
     """Programs that act on programs, and a few single edges: low rank plus sparse.
 
     With r a factor, the weight of the edge from j to k is::

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -74,17 +74,21 @@ class Member(ABC):
     slot: ClassVar[str]
     registry: ClassVar[dict[str, dict[str, type[Member]]]] = {}
 
-    def __init_subclass__(cls, slot: str | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(cls, slot: str | None = None, base: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if slot is not None:
             cls.slot = slot
             Member.registry[slot] = {}
-        elif hasattr(cls, "slot") and not cls.__name__.startswith("_"):
+        elif hasattr(cls, "slot") and not base and not cls.__name__.startswith("_"):
+            _refuse_taken(cls)
             Member.registry[cls.slot][cls.__name__] = cls
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        settings_of(type(self))  # a dataclass has an __init__ of its own
 
     def to_dict(self) -> dict[str, Any]:
         """Write the member as plain values: its ``name`` and its settings."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        values = {f.name: getattr(self, f.name) for f in settings_of(type(self))}
         written = {
             key: value.to_dict() if isinstance(value, Member) else value for key, value in values.items()
         }
@@ -121,8 +125,9 @@ class Member(ABC):
             raise InputError(f"{cls.slot} must be one of {cls.known()} or a table with a name, not {spec!r}")
         settings = {key: value for key, value in spec.items() if key != "name"}
         member = _look_up(cls.slot, str(spec["name"]))
-        accepted = {f.name for f in fields(member)}  # type: ignore[arg-type]
-        required = {f.name for f in fields(member) if f.default is MISSING and f.default_factory is MISSING}  # type: ignore[arg-type]
+        known = settings_of(member)
+        accepted = {f.name for f in known}
+        required = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
         unknown = sorted(set(settings) - accepted)
         if unknown:
             raise InputError(
@@ -154,6 +159,19 @@ class Member(ABC):
             Naming the perturbations at fault, and the way out.
         """
         return
+
+
+def settings_of(member: type[Member]) -> tuple[Field[Any], ...]:
+    """The settings of a member, the fields of its dataclass.
+
+    Raises
+    ------
+    InputError
+        If the class is no dataclass of its own: settings that it adds would not be read.
+    """
+    if "__dataclass_fields__" not in vars(member):
+        raise InputError(f"{member.__name__} is no dataclass. Write @dataclass(frozen=True) above the class.")
+    return fields(member)  # type: ignore[arg-type]
 
 
 class Basis(NamedTuple):
@@ -329,10 +347,30 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _refuse_taken(member: type[Member]) -> None:
+    """Refuse a class whose name would be looked up as that of another; its own module may define it again."""
+    taken = _by_spelling(member.slot).get(_spelling(member.__name__))
+    if taken is not None and taken.__module__ != member.__module__:
+        raise InputError(
+            f"The name {member.__name__!r} is taken in the slot {member.slot}, by {taken.__name__} of "
+            f"{taken.__module__}. Give the class another name."
+        )
+
+
 def _look_up(slot: str, name: str) -> type[Member]:
-    members = Member.registry[slot]
-    by_lower = {key.lower().replace("_", ""): member for key, member in members.items()}
-    found = by_lower.get(name.lower().replace("_", ""))
+    found = _by_spelling(slot).get(_spelling(name))
     if found is None:
-        raise InputError(f"There is no {slot} {name!r}. {suggestion(name, sorted(members), 'members')}")
+        raise InputError(
+            f"There is no {slot} {name!r}. {suggestion(name, sorted(Member.registry[slot]), 'members')} "
+            "If it is a class of your own, define or import it first."
+        )
     return found
+
+
+def _by_spelling(slot: str) -> dict[str, type[Member]]:
+    return {_spelling(name): member for name, member in Member.registry[slot].items()}
+
+
+def _spelling(name: str) -> str:
+    """A name without case and underscores, so that ``negative_binomial`` is ``NegativeBinomial``."""
+    return name.lower().replace("_", "")

@@ -15,7 +15,7 @@ from sccvae_pyro import SCCVAE, InputError, priors
 from sccvae_pyro.models.factors import MeanField, StrictlyUpperTriangular, Unplated
 from sccvae_pyro.models.graph import GraphPrior
 from sccvae_pyro.models.slot import Described, Member, Perturbations, Sizes
-from sccvae_pyro.models.spec import SLOTS
+from sccvae_pyro.models.spec import SLOTS, ModelSpec
 
 SIZES = Sizes(cells=10, genes=6, nodes=4, perturbations=5, features=3, covariates=0)
 FEATURES = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
@@ -349,3 +349,70 @@ def test_prior_from_outside(student_t, screen):
     model.fit(max_epochs=2, batch_size=64, progress=False)
     assert np.isfinite(model.history.to_numpy()).all()
     assert np.isfinite(model.predict(["G0001"], n_samples=3).X).all()
+
+
+@pytest.fixture
+def catalogue(monkeypatch):
+    """The catalogue, which a test may add to."""
+    members = {slot: dict(known) for slot, known in Member.registry.items()}
+    monkeypatch.setattr(Member, "registry", members)
+    return members
+
+
+def test_a_name_that_is_taken_is_refused(catalogue):
+    before = catalogue["graph"]["Laplace"]
+    for name in ("Laplace", "laplace", "Spike_Slab"):
+        with pytest.raises(InputError, match=f"{name!r} is taken in the slot graph, by .* of sccvae_pyro"):
+            type(name, (GraphPrior,), {})
+    assert catalogue["graph"]["Laplace"] is before
+    type("Laplace", (priors.penetrance.PenetrancePrior,), {})  # another slot, another name
+
+
+def test_a_cell_may_be_run_again(catalogue):
+    once, again = (type("OfOnesOwn", (GraphPrior,), {}) for _ in range(2))
+    assert once is not again
+    assert catalogue["graph"]["OfOnesOwn"] is again
+
+
+def test_a_class_that_is_no_dataclass_is_refused(catalogue):
+    class Undecorated(priors.graph.Laplace):
+        width: float = 1.0
+
+    class Bare(priors.graph.EdgePrior):
+        df: float = 3.0
+        sample = factor = None
+
+    message = r"is no dataclass. Write @dataclass\(frozen=True\) above the class"
+    with pytest.raises(InputError, match=f"Bare {message}"):
+        Bare(df=4.0)
+    for spec in (Undecorated(), "Undecorated", "Bare"):
+        with pytest.raises(InputError, match=message):
+            ModelSpec.read(None, graph=spec)
+
+
+def test_an_unknown_member_may_be_one_of_ones_own():
+    with pytest.raises(InputError, match="If it is a class of your own, define or import it first"):
+        GraphPrior.from_dict("OfSomebodyElse")
+
+
+def test_a_model_with_a_prior_of_ones_own_is_loaded_once_it_is_defined(student_t, screen, tmp_path):
+    model = SCCVAE(screen, n_nodes=3, hidden=(8,), graph=student_t(3.0))
+    model.fit(max_epochs=1, progress=False).save(tmp_path)
+    known = Member.registry["graph"].pop("StudentT")
+    with pytest.raises(InputError, match=r"no graph 'StudentT'.*define or import it first"):
+        SCCVAE.load(tmp_path)
+    Member.registry["graph"]["StudentT"] = known
+    assert SCCVAE.load(tmp_path).priors.graph == student_t(3.0)
+
+
+def test_bases_are_no_members():
+    assert not {"EdgePrior", "GraphPrior"} & set(GraphPrior.known())
+
+
+def test_completion_offers_members_only():
+    assert dir(priors) == priors.__all__
+    for slot in SLOTS:
+        offered = set(dir(getattr(priors, slot)))
+        assert set(Member.registry[slot]) <= offered
+        bases = offered - set(Member.registry[slot])
+        assert bases == {SLOTS[slot].__name__} | ({"EdgePrior"} if slot == "graph" else set())
