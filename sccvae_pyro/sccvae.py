@@ -236,7 +236,9 @@ class SCCVAE:
         screen = self._require_screen("fit")
         spec = InferenceSpec.read(inference, **overrides)
         folder = checkpoint_folder(checkpoint_dir, resume)
-        self.program = build.program_of(self.spec, self.priors, screen, self.features, seed=spec.seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InputWarning)  # said when the model was built
+            self.program = build.program_of(self.spec, self.priors, screen, self.features, seed=spec.seed)
         self._drawn, self.controls = None, None
         self._fitted_rows, _ = svi.split_rows(screen, spec)
         self.history = svi.fit(self.program, screen, spec, folder, resume, progress)

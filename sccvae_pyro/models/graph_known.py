@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sccvae_pyro.data.features import read_regulons
 from sccvae_pyro.data.wording import listing
-from sccvae_pyro.errors import InputError, InputWarning
+from sccvae_pyro.errors import InputError, warn
 from sccvae_pyro.files import read_text
 from sccvae_pyro.models.graph_edges import EdgePrior, Edges, node_names
 from sccvae_pyro.models.graph_sparse import MixtureFactor, responsibility, sample_mixture, spike_below_slab
@@ -34,14 +34,15 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class KnownGraph(EdgePrior):
-    """What is known of single edges by the names of their nodes; everything else is left to the data.
+    """What is known of single edges by the names of their nodes; an edge that no list names is not there.
 
     Each edge is there with a probability of its own, 1 if it is required and 0 if it is forbidden::
 
         B_e ~ (1 - probability_e) Normal(0, spike) + probability_e Normal(0, slab)
 
-    An edge of probability 0 is exactly zero. Edges whose nodes the model does not have are left out, and so
-    are allowed ones against the order of the nodes; a warning names them.
+    An edge of probability 0 is exactly zero, and so are all that no list names: where the lists are not
+    complete, give these a probability with ``elsewhere``. Edges whose nodes the model does not have are left
+    out, and so are allowed ones against the order of the nodes; a warning names them.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ class KnownGraph(EdgePrior):
     probability
         Probability of an allowed edge that brings none of its own.
     elsewhere
-        Probability of an edge that no list names. At 0 only allowed and required edges can be.
+        Probability of an edge that no list names. At 0, the default, only allowed and required edges can be.
     spike, slab
         Standard deviation of the weight of an edge that is not there, and of one that is.
     """
@@ -133,9 +134,9 @@ class KnownGraph(EdgePrior):
         Parameters
         ----------
         path
-            A comma-separated table with columns ``source``, ``target`` and perhaps ``probability``, such as
-            CollecTRI's; or TRRUST's tab-separated one (regulator, target, mode, reference; no header).
-            Signs of edges are not used.
+            A table, separated by commas or tabs, with columns ``source``, ``target`` and perhaps
+            ``probability``, such as CollecTRI's; or TRRUST's (regulator, target, mode, reference, separated
+            by tabs; no header). Other columns, and signs of edges, are not used.
         settings
             Any setting but ``allowed``.
 
@@ -153,8 +154,8 @@ class KnownGraph(EdgePrior):
 
     def factor(self, edges: Edges, sizes: Sizes) -> nn.Module:
         """Mixtures of two normals, as follow from a pseudo-observation of each edge."""
-        self._check(edges, node_names(sizes))
         possible, probability_e = self._possible(edges, sizes)
+        self._check(edges, possible, node_names(sizes))
         return MixtureFactor(possible, probability_e, self.spike, self.slab)
 
     def inclusion(self, B: Tensor, sizes: Sizes) -> Tensor:
@@ -166,7 +167,7 @@ class KnownGraph(EdgePrior):
         probability_e = self._probability(node_names(sizes))[edges.sources, edges.targets]
         return edges.where(probability_e > 0), probability_e[probability_e > 0]
 
-    def _check(self, edges: Edges, names: tuple[str, ...]) -> None:
+    def _check(self, edges: Edges, possible: Edges, names: tuple[str, ...]) -> None:
         """Compare the names and directions of the lists with those of the model.
 
         Raises
@@ -180,11 +181,20 @@ class KnownGraph(EdgePrior):
                 "KnownGraph names no edge that may be. Give allowed or required ones, or a probability "
                 "elsewhere."
             )
-        _check_names(belief, names)
+        unknown = _unknown(belief, names)
         sources, targets = edges.sources.tolist(), edges.targets.tolist()
         runs = {(names[j], names[k]) for j, k in zip(sources, targets, strict=True)}
         known = [pair for pair in belief if belief[pair] > 0 and set(pair) <= set(names)]
-        _check_directions([pair for pair in known if pair not in runs], set(self.required))
+        against = [pair for pair in known if pair not in runs]
+        _refuse_required(against, set(self.required))
+        reasons = _left_out(unknown, against)
+        if edges.number and not possible.number:
+            raise InputError(
+                f"KnownGraph leaves no edge: {'; '.join(reasons)}. Use NoGraph() if that is meant, or give a "
+                "probability elsewhere."
+            )
+        if reasons:
+            warn(f"KnownGraph leaves edges out: {'; '.join(reasons)}.")
 
     def _probability(self, names: tuple[str, ...]) -> Tensor:
         """Probability of each edge, ``nodes x nodes``."""
@@ -267,51 +277,53 @@ def _refuse_cycles(required: tuple[Pair, ...]) -> None:
     raise InputError(f"KnownGraph: the required edges form a cycle, {path}")
 
 
-def _check_names(pairs: Iterable[Pair], names: tuple[str, ...]) -> None:
-    """Warn of names that the model does not have; refuse if it has none of them."""
+def _unknown(pairs: Iterable[Pair], names: tuple[str, ...]) -> list[str]:
+    """Names that the model does not have; refused if it has none of them."""
     wanted = dict.fromkeys(name for pair in pairs for name in pair)
     unknown = [name for name in wanted if name not in set(names)]
     if unknown and len(unknown) == len(wanted):
         raise InputError(
             f"KnownGraph: the model has none of the nodes {listing(unknown)}. Its nodes are {listing(names)}."
         )
-    if unknown:
-        warnings.warn(
-            f"KnownGraph names {len(unknown)} nodes that the model does not have, {listing(unknown)}. Their "
-            f"edges are left out.",
-            InputWarning,
-            stacklevel=2,
-        )
+    return unknown
 
 
-def _check_directions(against: list[Pair], required: set[Pair]) -> None:
-    """Refuse required edges against the order of the nodes; warn of allowed ones."""
+def _refuse_required(against: list[Pair], required: set[Pair]) -> None:
+    """Refuse required edges against the order of the nodes."""
     if refused := [pair for pair in against if pair in required]:
         source, target = refused[0]
         raise InputError(
             f"KnownGraph: required {listing(map(_arrow, refused))} goes against the order of the nodes, in "
             f"which {target!r} stands before {source!r}. Give another order: Ordered(graph=..., order=...)."
         )
+
+
+def _left_out(unknown: list[str], against: list[Pair]) -> list[str]:
+    """Why edges are left out."""
+    reasons = []
+    if unknown:
+        reasons.append(f"it names {len(unknown)} nodes that the model does not have, {listing(unknown)}")
     if against:
-        warnings.warn(
-            f"KnownGraph allows {len(against)} edges that go against the order of the nodes, "
-            f"{listing(map(_arrow, against))}. They are left out; see Ordered and LearnedOrder.",
-            InputWarning,
-            stacklevel=2,
+        reasons.append(
+            f"{len(against)} go against the order of the nodes, {listing(map(_arrow, against))}, see Ordered "
+            "and LearnedOrder"
         )
+    return reasons
 
 
 def _table(path: str | Path) -> pd.DataFrame:
-    """Edges of a file: a table with ``probability``, or signed regulons without."""
+    """Edges of a file with a header, separated by commas or tabs, or of signed regulons without."""
     text = read_text(path)
-    header = next(csv.reader(text.splitlines()[:1]), [])
-    if not {"source", "target"} <= set(header) or ("weight" in header and "probability" not in header):
+    separator = "\t" if "\t" in text.partition("\n")[0] else ","
+    header = next(csv.reader(text.splitlines()[:1], delimiter=separator), [])
+    if not {"source", "target"} <= set(header):
         return read_regulons(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
             return pd.read_csv(
                 io.StringIO(text),
+                sep=separator,
                 index_col=False,  # a value too many in each row would push the sources aside
                 dtype={"source": str, "target": str},
                 keep_default_na=False,  # NA is a gene

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from sccvae_pyro import InputError, InputWarning
-from sccvae_pyro.models.graph import GraphPrior, KnownGraph, LearnedOrder, Ordered
+from sccvae_pyro import SCCVAE, InputError, InputWarning
+from sccvae_pyro.models.graph import Edges, GraphPrior, KnownGraph, LearnedOrder, Ordered
 from sccvae_pyro.models.slot import Sizes
 from sccvae_pyro.models.spec import ModelSpec
 
@@ -97,8 +97,10 @@ def test_networkx():
         "source,target,weight,resources\nTP53,MYC,-1,A\nMYC,KLF1,1,B\nMYC,MYC,1,B\n",
         "source,target\nTP53,MYC\nMYC,KLF1\n",
         "TP53\tMYC\tRepression\t1\nMYC\tKLF1\tUnknown\t2\nMYC\tKLF1\tActivation\t3\n",
+        "source\ttarget\tnote\nTP53\tMYC\ta, b\nMYC\tKLF1\tc\n",
+        "weight\tsource\ttarget\n\tTP53\tMYC\n\tMYC\tKLF1\n",
     ],
-    ids=["CollecTRI", "own", "TRRUST"],
+    ids=["CollecTRI", "own", "TRRUST", "tabs", "tabs, weights missing"],
 )
 def test_file(tmp_path, text):
     path = tmp_path / "network"
@@ -233,6 +235,11 @@ def test_lists_that_cannot_be(settings, message):
         ({}, "names no edge that may be"),
         ({"forbidden": [MYC_KLF1]}, "names no edge that may be"),
         ({"allowed": [("A", "B")]}, "none of the nodes 'A', 'B'. Its nodes are 'TP53', 'MYC'"),
+        ({"allowed": [("A", "MYC")]}, "leaves no edge: it names 1 nodes that the model does not have, 'A'"),
+        (
+            {"allowed": [("KLF1", "MYC")]},
+            "leaves no edge: 1 go against the order of the nodes, 'KLF1 -> MYC', see Ordered",
+        ),
         (
             {"required": [("KLF1", "MYC"), ("TP53", "MYC")]},
             "required 'KLF1 -> MYC' goes against the order of the nodes, in which 'MYC' stands before 'KLF1'",
@@ -253,9 +260,22 @@ def test_unknown_names_are_counted():
 def test_allowed_edges_against_the_order_are_named():
     graph = KnownGraph([MYC_KLF1, ("KLF1", "MYC")])
     with pytest.warns(
-        InputWarning, match="allows 1 edges that go against the order of the nodes, 'KLF1 -> MYC'"
+        InputWarning, match="leaves edges out: 1 go against the order of the nodes, 'KLF1 -> MYC'"
     ):
         assert possible(graph) == {MYC_KLF1: 0.5}
+
+
+def test_a_warning_is_given_once_at_the_line_of_the_user(screen):
+    graph = KnownGraph([("node_0", "node_1"), ("STAT1", "node_2")])
+    with pytest.warns(InputWarning, match="names 1 nodes that the model does not have, 'STAT1'") as given:
+        SCCVAE(screen, n_nodes=3, hidden=(4,), graph=graph).fit(max_epochs=1, progress=False)
+    assert [warning.filename for warning in given] == [__file__]
+
+
+def test_an_edge_that_no_list_names_is_not_there():
+    assert "an edge that no list names is not there" in KnownGraph.__doc__.splitlines()[0]
+    B = KnownGraph([MYC_KLF1]).sample(Edges.in_order(torch.arange(4)), SIZES, torch.zeros(()))
+    assert (B != 0).nonzero().tolist() == [[1, 3]]
 
 
 def test_another_order_takes_the_edges():
