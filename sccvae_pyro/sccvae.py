@@ -1070,6 +1070,8 @@ class SCCVAE:
         self,
         cells: AnnData,
         inference: NUTSSpec | Mapping[str, Any] | str | Path | None = None,
+        *,
+        progress: bool = True,
         **overrides: Any,
     ) -> Any:
         """Draw the globals of a small screen by Hamiltonian Monte Carlo, to check the fitted posterior.
@@ -1084,6 +1086,8 @@ class SCCVAE:
         inference
             Path of a TOML file such as ``inference/nuts.toml``, a mapping or a :class:`NUTSSpec`; ``None``
             takes the defaults.
+        progress
+            Show a progress bar of each chain, with its step size and the share of proposals accepted.
         overrides
             Settings of :class:`NUTSSpec` that replace those of ``inference``: ``n_samples``, ``warmup``,
             ``chains``, ``seed``.
@@ -1101,7 +1105,9 @@ class SCCVAE:
         self._require_fit()
         spec = NUTSSpec.read(inference, **overrides)
         screen = self.coding.screen(cells)
-        found = mcmc.sample_screen(self.program, screen, spec.n_samples, spec.warmup, spec.chains, spec.seed)
+        found = mcmc.sample_screen(
+            self.program, screen, spec.n_samples, spec.warmup, spec.chains, spec.seed, progress
+        )
         coords = export.coordinates(self.nodes, self.coding, self.features, found.draws)
         return export.to_arviz(
             {

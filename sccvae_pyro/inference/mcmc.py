@@ -49,7 +49,13 @@ class Chains(NamedTuple):
 
 
 def sample_screen(
-    program: Program, screen: Screen, n_samples: int, warmup: int, chains: int, seed: int
+    program: Program,
+    screen: Screen,
+    n_samples: int,
+    warmup: int,
+    chains: int,
+    seed: int,
+    progress: bool = False,
 ) -> Chains:
     """Draw from the posterior of the globals given the cells of a small screen; see :func:`sample`.
 
@@ -61,10 +67,18 @@ def sample_screen(
     _check_continuous(program)
     _check_size(len(screen), program.sizes.nodes)
     _, batch = next(screen.batches(np.arange(len(screen)), len(screen)))
-    return sample(program, batch, n_samples, warmup, chains, seed)
+    return sample(program, batch, n_samples, warmup, chains, seed, progress)
 
 
-def sample(program: Program, batch: Batch, n_samples: int, warmup: int, chains: int, seed: int) -> Chains:
+def sample(
+    program: Program,
+    batch: Batch,
+    n_samples: int,
+    warmup: int,
+    chains: int,
+    seed: int,
+    progress: bool = False,
+) -> Chains:
     """Draw from the posterior of the globals, all responders being continuous.
 
     Parameters
@@ -81,13 +95,16 @@ def sample(program: Program, batch: Batch, n_samples: int, warmup: int, chains: 
         Number of chains, one after the other, each from its own draw of the guide.
     seed
         Seed.
+    progress
+        Show a progress bar of each chain, with its step size and the share of proposals accepted.
 
     Returns
     -------
     Chains
     """
     program = _held(program, len(batch.library_c))
-    runs = [_chain(program, batch, n_samples, warmup, 1000 * seed + chain) for chain in range(chains)]
+    seeds = (1000 * seed + chain for chain in range(chains))
+    runs = [_chain(program, batch, n_samples, warmup, own, progress) for own in seeds]
     moved = {name: torch.cat([values[name] for values, _ in runs]) for name in runs[0][0]}
     draws = draws_given(program, _values(program, moved), n_samples * chains)
     return Chains(draws, torch.stack([diverging for _, diverging in runs]))
@@ -130,7 +147,7 @@ def _held(program: Program, n_cells: int) -> Program:
 
 
 def _chain(
-    program: Program, batch: Batch, n_samples: int, warmup: int, seed: int
+    program: Program, batch: Batch, n_samples: int, warmup: int, seed: int, progress: bool
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Draws of the sites that are moved, those of the cells left out, and which of them diverged."""
     with seeded(seed), pyro.validation_enabled(False), pyro.settings.context(module_local_params=True):
@@ -142,7 +159,7 @@ def _chain(
             jit_compile=True,
             ignore_jit_warnings=True,
         )
-        mcmc = MCMC(kernel, num_samples=n_samples, warmup_steps=warmup, disable_progbar=True)
+        mcmc = MCMC(kernel, num_samples=n_samples, warmup_steps=warmup, disable_progbar=not progress)
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", "`torch.jit", DeprecationWarning

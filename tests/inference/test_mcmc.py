@@ -96,7 +96,7 @@ def test_arviz_data_has_chains_and_names(fitted, screen, monkeypatch):
     cells = screen[::40].copy()
     before = {name: value.clone() for name, value in fitted.program.state_dict().items()}
     n_cells = fitted.program.sizes.cells
-    found = fitted.nuts(cells, n_samples=4, warmup=4, chains=2)
+    found = fitted.nuts(cells, n_samples=4, warmup=4, chains=2, progress=False)
     assert dict(found.posterior.sizes)["chain"] == 2
     assert dict(found.posterior.sizes)["draw"] == 4
     assert found.sample_stats["diverging"].shape == (2, 4)
@@ -110,6 +110,15 @@ def test_arviz_data_has_chains_and_names(fitted, screen, monkeypatch):
     for name, value in fitted.program.state_dict().items():
         assert torch.equal(value, before[name])
     assert not np.array_equal(*found.posterior["strength"])
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_is_shown_unless_it_is_not_wanted(progress, fitted, screen, monkeypatch, capsys):
+    monkeypatch.setattr(mcmc, "NUTS", partial(mcmc.NUTS, max_tree_depth=1))
+    fitted.nuts(screen[::40].copy(), n_samples=4, warmup=2, chains=1, progress=progress)
+    shown = capsys.readouterr().err
+    assert ("Sample: 100%" in shown and "step size" in shown) == progress
+    assert bool(shown) == progress
 
 
 def test_many_cells_are_refused(fitted, screen, monkeypatch):
