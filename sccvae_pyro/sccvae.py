@@ -512,17 +512,43 @@ class SCCVAE:
         return results.penetrance_table(self._draws(n_samples, seed), self.coding.perturbations)
 
     def guides(self, n_samples: int = 1000, seed: int = 0) -> pd.DataFrame:
-        """Strength of each guide relative to that of its perturbation, with intervals.
+        """Strength of each guide, relative to that of its perturbation and in total, with intervals.
+
+        Relative strengths have a mean of one in the prior, over all guides; those of one perturbation need
+        not. Compare guides of one perturbation by them, see :meth:`guide_order`, and guides of several by
+        the total, the strength of the perturbation times that of the guide.
 
         Returns
         -------
-        DataFrame indexed by guide; columns ``mean``, ``sd``, ``q05``, ``median``, ``q95``.
+        DataFrame indexed by guide; columns ``perturbation``, ``n_cells``; ``mean``, ``sd``, ``q05``,
+        ``median``, ``q95`` of the relative strength; ``total``, ``total_q05``, ``total_q95``, missing for
+        guides of several targets. A model loaded without its screen knows the relative strengths only.
 
         Raises
         ------
         InputError
             If the prior does not tell guides apart.
         """
+        return results.guide_table(self._guide_draws(n_samples, seed), self.coding.guides, self._screen)
+
+    def guide_order(self, n_samples: int = 1000, seed: int = 0) -> pd.DataFrame:
+        """Say which of two guides of one perturbation is the stronger, and how probably.
+
+        Returns
+        -------
+        DataFrame with columns ``perturbation``, ``stronger``, ``weaker`` and ``probability``, at least 0.5; a
+        row for each pair, the surest of a perturbation first.
+
+        Raises
+        ------
+        InputError
+            If the prior does not tell guides apart, or the model was loaded without data.
+        """
+        draws = self._guide_draws(n_samples, seed)
+        return results.guide_pairs(draws, self.coding.guides, self._require_screen("compare guides"))
+
+    def _guide_draws(self, n_samples: int, seed: int) -> posterior.Draws:
+        """Draws of globals among which are the strengths of guides."""
         self._require_fit()
         check_counts(2, n_samples=n_samples)
         draws = self._draws(n_samples, seed)
@@ -531,7 +557,7 @@ class SCCVAE:
                 "Guides of a perturbation are taken as equally strong. Build the model with "
                 'penetrance="Guides" on a screen with guide_key.'
             )
-        return results.guide_table(draws, self.coding.guides)
+        return draws
 
     def responders(self, adata: AnnData, n_samples: int = 50, seed: int = 0) -> pd.DataFrame:
         """Share of its shift that each cell shows: with ``Beta``, the probability that it responded.

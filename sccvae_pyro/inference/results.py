@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -295,11 +296,45 @@ def penetrance_table(draws: Draws, perturbations: Sequence[str]) -> pd.DataFrame
     return table.rename(columns={"q50": "median"})
 
 
-def guide_table(draws: Draws, guides: Sequence[str]) -> pd.DataFrame:
-    """Summarise the strength of each guide relative to that of its perturbation."""
+def guide_table(draws: Draws, guides: Sequence[str], screen: Screen | None) -> pd.DataFrame:
+    """Summarise the strength of each guide, relative to that of its perturbation and in total.
+
+    Without the screen nothing says which perturbation a guide is of, and its total is left out. So is that
+    of a guide of several targets, each with a strength of its own.
+    """
     summary = posterior.summarise(draws.relative_g.numpy(), (0.05, 0.5, 0.95))
-    table = pd.DataFrame(summary, index=pd.Index(guides, name="guide"))
-    return table.rename(columns={"q50": "median"})
+    table = pd.DataFrame(summary, index=pd.Index(guides, name="guide")).rename(columns={"q50": "median"})
+    if screen is None:
+        return table
+    row_g = _cell_of_each_guide(screen)
+    target_g = screen.targets[row_g, 0]
+    total = posterior.summarise((draws.relative_g * draws.strength_p[:, target_g]).numpy(), (0.05, 0.95))
+    several = (screen.targets[row_g] < len(screen.coding.perturbations)).sum(1) > 1
+    for name, column in (("total", "mean"), ("total_q05", "q05"), ("total_q95", "q95")):
+        table[name] = np.where(several, np.nan, total[column])
+    table.insert(0, "perturbation", screen.labels.to_numpy()[row_g].astype(str))
+    table.insert(1, "n_cells", np.bincount(screen.guides, minlength=len(guides))[: len(guides)])
+    return table
+
+
+def _cell_of_each_guide(screen: Screen) -> np.ndarray:
+    """Row of the first cell of each guide: all of its cells are of one perturbation."""
+    codes, first = np.unique(screen.guides, return_index=True)
+    return first[codes < len(screen.coding.guides)]
+
+
+def guide_pairs(draws: Draws, guides: Sequence[str], screen: Screen) -> pd.DataFrame:
+    """Say of each pair of guides of one perturbation which is the stronger, and how probably."""
+    labels = pd.Series(screen.labels.to_numpy()[_cell_of_each_guide(screen)].astype(str))
+    relative_g = draws.relative_g.numpy()
+    rows = []
+    for label, members in labels.groupby(labels).groups.items():
+        for one, other in itertools.combinations(members, 2):
+            above = float((relative_g[:, one] > relative_g[:, other]).mean())
+            pair = (guides[one], guides[other], above)
+            rows.append((label, *(pair if above >= 0.5 else (guides[other], guides[one], 1 - above))))
+    table = pd.DataFrame(rows, columns=["perturbation", "stronger", "weaker", "probability"])
+    return table.sort_values(["perturbation", "probability"], ascending=[True, False], ignore_index=True)
 
 
 def edge_table(program: Program, draws: Draws, nodes: Sequence[str]) -> pd.DataFrame:

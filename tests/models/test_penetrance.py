@@ -3,11 +3,13 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pyro
 import pytest
 import torch
 from pyro import poutine
 from scipy import stats
+from screens import set_up, small_screen
 
 import sccvae_pyro as sv
 from sccvae_pyro import SCCVAE, InputError
@@ -137,6 +139,53 @@ def test_guides_are_told_apart(screen, tmp_path):
     assert loaded.coding.guides == model.coding.guides
     assert loaded.priors.penetrance == model.priors.penetrance
     assert model.to_arviz(n_samples=3).posterior["guide_strength"].dims == ("chain", "draw", "guide")
+
+
+@pytest.fixture(scope="module")
+def paired():
+    """A screen with guides of pairs of targets, too."""
+    return set_up(small_screen(), guide_key="guide", library_key="total_umi")
+
+
+@pytest.fixture(scope="module")
+def of_guides(paired):
+    return SCCVAE(paired, n_nodes=3, hidden=(8,), penetrance="Guides").fit(
+        max_epochs=1, batch_size=64, progress=False
+    )
+
+
+def test_guides_stand_with_their_perturbation_and_total_strength(of_guides, paired, tmp_path):
+    table, draws = of_guides.guides(), of_guides._draws(1000, 0)
+    obs = paired.obs[paired.obs["perturbation"] != "control"].astype(str)
+    expected = obs.groupby("guide")["perturbation"].agg(["first", "size"])
+    assert table["perturbation"].to_dict() == expected["first"].to_dict()
+    assert table["n_cells"].to_dict() == expected["size"].to_dict()
+    guide = of_guides.coding.guides.index("G0003-2")
+    target = of_guides.coding.perturbations.index("G0003")
+    total = (draws.relative_g[:, guide] * draws.strength_p[:, target]).numpy()
+    found = table.loc["G0003-2", ["total", "total_q05", "total_q95"]].to_numpy(float)
+    np.testing.assert_allclose(found, [total.mean(), *np.quantile(total, [0.05, 0.95])], rtol=1e-5)
+    of_several = table["perturbation"].str.contains("+", regex=False)
+    assert of_several.any()
+    assert (table["total"].isna() == of_several).all()
+    of_guides.save(tmp_path / "model")
+    loaded = SCCVAE.load(tmp_path / "model")
+    pd.testing.assert_frame_equal(loaded.guides(), table[["mean", "sd", "q05", "median", "q95"]])
+    with pytest.raises(InputError, match="loaded from disk, without its screen"):
+        loaded.guide_order()
+
+
+def test_guides_of_a_perturbation_are_ordered(of_guides):
+    order, draws = of_guides.guide_order(), of_guides._draws(1000, 0)
+    guides, table = list(of_guides.coding.guides), of_guides.guides()
+    sizes = table.groupby("perturbation").size()
+    assert len(order) == (sizes * (sizes - 1) // 2).sum()
+    assert order["probability"].between(0.5, 1).all()
+    for row in order.itertuples():
+        assert {table.loc[name, "perturbation"] for name in (row.stronger, row.weaker)} == {row.perturbation}
+        one, other = (draws.relative_g[:, guides.index(name)] for name in (row.stronger, row.weaker))
+        assert row.probability == pytest.approx((one > other).float().mean().item())
+    assert order.groupby("perturbation")["probability"].apply(lambda p: p.is_monotonic_decreasing).all()
 
 
 def test_guides_need_a_column(screen):
