@@ -115,6 +115,8 @@ def test_arviz_data_has_chains_and_names(fitted, screen, monkeypatch):
 @pytest.mark.parametrize("progress", [True, False])
 def test_progress_is_shown_unless_it_is_not_wanted(progress, fitted, screen, monkeypatch, capsys):
     monkeypatch.setattr(mcmc, "NUTS", partial(mcmc.NUTS, max_tree_depth=1))
+    for name in ("CI", "PYTEST_XDIST_WORKER"):  # where Pyro shows none
+        monkeypatch.delenv(name, raising=False)
     fitted.nuts(screen[::40].copy(), n_samples=4, warmup=2, chains=1, progress=progress)
     shown = capsys.readouterr().err
     assert ("Sample: 100%" in shown and "step size" in shown) == progress
