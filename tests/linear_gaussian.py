@@ -28,7 +28,7 @@ from sccvae_pyro.models.noise import StandardNormal
 from sccvae_pyro.models.penetrance import Fixed
 from sccvae_pyro.models.program import Priors, Program
 from sccvae_pyro.models.responders import AllCells
-from sccvae_pyro.models.slot import Empty, Perturbations, Sizes
+from sccvae_pyro.models.slot import Empty, Given, Perturbations, Sizes
 
 # Stand-ins. Their names begin with an underscore, so that they do not join the catalogue of priors.
 
@@ -74,7 +74,7 @@ class _Plated(nn.Module):
         super().__init__()
         self.factor = factor
 
-    def forward(self, perturbations: Perturbations, strength_p: Tensor) -> None:
+    def forward(self, perturbations: Perturbations, given: Given) -> None:
         with perturbations.plate:
             self.factor()
 

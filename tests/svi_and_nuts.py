@@ -11,6 +11,7 @@ total effect of each guide, ``relative_g strength_p direction_p (I - B)^-1``; an
 strengths, which only their prior tells from the size of directions.
 """
 
+import math
 import warnings
 
 import numpy as np
@@ -18,17 +19,20 @@ import pandas as pd
 import pyro
 import torch
 from linear_gaussian import LinearDecoder, LinearEncoder, _KnownNoise, _NormalDirection
+from torch import nn
 
 from sccvae_pyro.data.loading import Batch
 from sccvae_pyro.inference import mcmc, posterior
 from sccvae_pyro.inference.objectives import NegativeELBO
+from sccvae_pyro.models.direction_base import seen_directions
 from sccvae_pyro.models.families import PosteriorFamily
 from sccvae_pyro.models.graph import GraphPrior, KnownGraph, LearnedOrder, Normal
 from sccvae_pyro.models.noise import StandardNormal
 from sccvae_pyro.models.penetrance import Fixed, PenetrancePrior
 from sccvae_pyro.models.program import Priors, Program
+from sccvae_pyro.models.regression import direction_posterior
 from sccvae_pyro.models.responders import AllCells
-from sccvae_pyro.models.slot import Member, Sizes
+from sccvae_pyro.models.slot import Given, Member, Perturbations, Sizes
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
@@ -39,6 +43,27 @@ CELLS_OF_GUIDE, CONTROLS = 10, 40
 B = np.array([[0.0, 0.6, 0.0], [0.0, 0.0, -0.5], [0.0, 0.0, 0.0]])
 SD, TAU = 0.5, 1.0
 QUANTITIES = ("B", "effect", "strength")
+
+
+class _SeenDirection(_NormalDirection):
+    """Proposed as by the priors with a regression: given strengths, graph and what the cells show."""
+
+    def guide(self, sizes: Sizes, features: torch.Tensor) -> nn.Module:
+        return _SeenFactor(self.scale, sizes)
+
+
+class _SeenFactor(nn.Module):
+    def __init__(self, scale: float, sizes: Sizes) -> None:
+        super().__init__()
+        self.variance = scale**2
+        self.state_pk = nn.Parameter(torch.zeros(sizes.perturbations, sizes.nodes))
+        self.log_sd_pk = nn.Parameter(torch.full_like(self.state_pk, math.log(0.1)))
+
+    def forward(self, perturbations: Perturbations, given: Given) -> None:
+        seen_pk, variance_pk = seen_directions(self.state_pk, self.log_sd_pk, given)
+        expected, residual = torch.zeros_like(seen_pk), torch.full_like(seen_pk, self.variance)
+        with perturbations.plate:
+            pyro.sample("direction", direction_posterior(expected, residual, seen_pk, variance_pk))
 
 
 def members() -> list[tuple[str, Member]]:
@@ -95,7 +120,7 @@ def program_with(slot: str, member: Member, posterior_family: PosteriorFamily | 
         guides=GUIDES,
         perturbation_names=tuple("abc"),
     )
-    priors = Priors(graph, penetrance, _NormalDirection(TAU), AllCells(), StandardNormal(), _KnownNoise(SD))
+    priors = Priors(graph, penetrance, _SeenDirection(TAU), AllCells(), StandardNormal(), _KnownNoise(SD))
     if posterior_family is not None:
         priors = priors._replace(posterior=posterior_family)
     standardised = torch.tensor([-1.0, 0.0, 1.0]).double() * 1.5**0.5

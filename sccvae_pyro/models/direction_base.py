@@ -15,7 +15,7 @@ from sccvae_pyro.models.basis import Affine, with_intercept
 from sccvae_pyro.models.factors import MeanField
 from sccvae_pyro.models.regression import direction_posterior
 from sccvae_pyro.models.scm import drop_cells_dim
-from sccvae_pyro.models.slot import Perturbations, Prior, Sizes
+from sccvae_pyro.models.slot import Given, Perturbations, Prior, Sizes
 
 
 class DirectionPrior(Prior, slot="direction"):
@@ -71,6 +71,28 @@ def with_constant(width_kb: Tensor, intercept: float) -> Tensor:
     return torch.cat([width_kb.new_full((*width_kb.shape[:-1], 1), intercept), width_kb], dim=-1)
 
 
+def seen_directions(state_pk: Tensor, log_sd_pk: Tensor, given: Given) -> tuple[Tensor, Tensor]:
+    """Location and variance of what the cells say about directions, ``... x perturbations x nodes``.
+
+    Cells show where a perturbation takes the state. Which shift that is depends on the graph, and which
+    direction, on the strength besides: proposed so, graph and strength can change without spoiling the fit.
+    Exact where all is normal: given the graph, the mean shift is the mean state times ``I - B``, and its sd
+    does not depend on the graph.
+
+    Parameters
+    ----------
+    state_pk
+        ``perturbations x nodes``, where each perturbation takes the state.
+    log_sd_pk
+        Log sd with which the shift is seen, same shape.
+    given
+        Strengths and graph.
+    """
+    strength_p1 = given.strength_p.unsqueeze(-1)
+    shift_pk = state_pk - state_pk @ drop_cells_dim(given.B)
+    return shift_pk / strength_p1, (2.0 * log_sd_pk).exp() / strength_p1.square()
+
+
 WeightsPosterior = Callable[[Tensor, Tensor, Tensor, Tensor], dist.TorchDistribution]
 """Posterior of weights given functions, observed directions, their variance, and the weights' prior sd."""
 
@@ -109,21 +131,13 @@ class RegressionFactor(nn.Module):
         self.own_pk = nn.Parameter(torch.zeros(sizes.perturbations, sizes.nodes))
         self.log_sd_pk = nn.Parameter(torch.full_like(self.own_pk, math.log(0.1)))
 
-    def seen(self, features: Tensor, strength_p: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and variance of what the cells say about directions, ``... x perturbations x nodes``.
-
-        A shift seen with some sd is a direction seen with that sd, both divided by the strength.
-        """
-        strength_p1 = strength_p.unsqueeze(-1)
-        shift_pk = with_intercept(features) @ self.trend_ek + self.own_pk
-        return shift_pk / strength_p1, (2.0 * self.log_sd_pk).exp() / strength_p1.square()
-
     def sample(
-        self, sd_kb: Tensor, residual_variance: Tensor, perturbations: Perturbations, strength_p: Tensor
+        self, sd_kb: Tensor, residual_variance: Tensor, perturbations: Perturbations, given: Given
     ) -> None:
         """Sample weights and directions, given the prior of both as :func:`sample_regression` has it."""
         functions_pb = perturbations.basis.functions_pb
-        seen_pk, variance_pk = self.seen(perturbations.features, strength_p)
+        state_pk = with_intercept(perturbations.features) @ self.trend_ek + self.own_pk
+        seen_pk, variance_pk = seen_directions(state_pk, self.log_sd_pk, given)
         weights_kb = pyro.sample(
             self.site, self.posterior(functions_pb, seen_pk, residual_variance + variance_pk, sd_kb)
         )

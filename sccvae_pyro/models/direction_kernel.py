@@ -17,7 +17,7 @@ from sccvae_pyro.models.direction_base import (
     with_constant,
 )
 from sccvae_pyro.models.regression import orthogonal_posterior
-from sccvae_pyro.models.slot import Perturbations, Sizes, positive, whole
+from sccvae_pyro.models.slot import Given, Perturbations, Sizes, positive, whole
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class _KernelFactor(RegressionFactor):
         self.intercept = prior.intercept
         self.signal = signal_factor(sizes)
 
-    def forward(self, perturbations: Perturbations, strength_p: Tensor) -> None:
+    def forward(self, perturbations: Perturbations, given: Given) -> None:
         """Sample scales and signals, then weights and directions given all of them."""
         scale_k, signal_k = self.scale(), self.signal()
         functions_pb, missed_p = perturbations.basis
         sd_kb = weights_sd(scale_k, signal_k, functions_pb, self.intercept)
-        self.sample(sd_kb, residual_variance(scale_k, signal_k, missed_p), perturbations, strength_p)
+        self.sample(sd_kb, residual_variance(scale_k, signal_k, missed_p), perturbations, given)
 
 
 def weights_sd(scale_k: Tensor, signal_k: Tensor, functions_pb: Tensor, intercept: float) -> Tensor:

@@ -25,7 +25,7 @@ from sccvae_pyro.models.direction_base import (
 )
 from sccvae_pyro.models.factors import MeanField
 from sccvae_pyro.models.regression import weights_posterior
-from sccvae_pyro.models.slot import Perturbations, Sizes, positive
+from sccvae_pyro.models.slot import Given, Perturbations, Sizes, positive
 
 
 class _LinearMap(DirectionPrior):
@@ -65,11 +65,11 @@ class _LinearFactor(RegressionFactor):
         self.intercept = prior.intercept
         self.width = prior.width_factor(sizes)
 
-    def forward(self, perturbations: Perturbations, strength_p: Tensor) -> None:
+    def forward(self, perturbations: Perturbations, given: Given) -> None:
         """Sample scales and widths, then weights and directions given both."""
         scale_k, width_ke = self.scale(), self.width()
         sd_ke = scale_k.unsqueeze(-1) * with_constant(width_ke, self.intercept)
-        self.sample(sd_ke, scale_k.square(), perturbations, strength_p)
+        self.sample(sd_ke, scale_k.square(), perturbations, given)
 
 
 @dataclass(frozen=True)

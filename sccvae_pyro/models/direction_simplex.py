@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sccvae_pyro.models.direction_base import DirectionPrior
 from sccvae_pyro.models.factors import MeanField
 from sccvae_pyro.models.scm import drop_cells_dim
-from sccvae_pyro.models.slot import Perturbations, Sizes, positive, whole
+from sccvae_pyro.models.slot import Given, Perturbations, Sizes, positive, whole
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class _SimplexFactor(nn.Module):
             nn.init.normal_(factor.loc, std=weight_scale / math.sqrt(n_in))
         self.layers = nn.ModuleList(factors)
 
-    def forward(self, perturbations: Perturbations, strength_p: Tensor) -> None:
+    def forward(self, perturbations: Perturbations, given: Given) -> None:
         """Sample the weights."""
         for layer in self.layers:
             layer()

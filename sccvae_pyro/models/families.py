@@ -23,7 +23,7 @@ from torch.distributions import AffineTransform, biject_to
 
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.models.noise import CouplingFlow
-from sccvae_pyro.models.slot import Member, Perturbations, positive, whole
+from sccvae_pyro.models.slot import Given, Member, Perturbations, positive, whole
 
 MOST_OF_FLOW = 1000
 """Values of globals beyond which a flow is not trained in the time of a fit."""
@@ -78,15 +78,13 @@ class OwnFactors(nn.Module):
         self.responders_factor, self.direction_factor = responders, direction
         self.gene_factor = genes
 
-    def forward(
-        self, seen: Perturbations, strength_given: Callable[[dict[str, Tensor]], Tensor]
-    ) -> dict[str, Tensor]:
-        """Sample all globals, directions given strengths; give the drawn value of each site."""
+    def forward(self, seen: Perturbations, given: Callable[[dict[str, Tensor]], Given]) -> dict[str, Tensor]:
+        """Sample all globals, directions given strengths and graph; give the drawn value of each site."""
         with poutine.trace() as drawn:
             self.graph_factor(seen)
             self.penetrance_factor(seen)
             self.responders_factor(seen)
-            self.direction_factor(seen, strength_given(values_of(drawn.trace)))
+            self.direction_factor(seen, given(values_of(drawn.trace)))
             self.gene_factor()
         return values_of(drawn.trace)
 

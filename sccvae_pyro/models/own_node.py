@@ -14,7 +14,7 @@ from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.models.direction_base import DirectionPrior
 from sccvae_pyro.models.factors import MeanField, SeenNormal
-from sccvae_pyro.models.slot import Perturbations, Sizes, Targets, positive
+from sccvae_pyro.models.slot import Given, Perturbations, Sizes, Targets, positive
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _OwnNodeFactor(nn.Module):
         self.own = MeanField("direction_own", [sizes.perturbations], 0, loc=start)
         self.others = SeenNormal([sizes.perturbations, sizes.nodes])
 
-    def forward(self, perturbations: Perturbations, strength_p: Tensor) -> None:
+    def forward(self, perturbations: Perturbations, given: Given) -> None:
         """Sample sizes, own pushes and directions."""
         self.size()
         scale = self.scale()

@@ -19,6 +19,9 @@ from sccvae_pyro.models.factors import MeanField, Plated
 from sccvae_pyro.models.scm import drop_cells_dim
 from sccvae_pyro.models.slot import Empty, Perturbations, Prior, Sizes, Targets, finite, positive
 
+NARROW = 0.1
+"""Sd of log strengths at which their guide starts, where the prior is wider."""
+
 
 class PenetrancePrior(Prior, slot="penetrance"):
     """Base of the penetrance priors; the site of the strength is ``strength``."""
@@ -62,8 +65,7 @@ class LogNormal(PenetrancePrior):
 
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
         """Log-normal for each strength."""
-        to_positive = [transforms.ExpTransform()]
-        return Plated(MeanField("strength", [sizes.perturbations], 0, loc=self.loc, transforms=to_positive))
+        return _log_normals(sizes, self.loc, self.scale)
 
 
 @dataclass(frozen=True)
@@ -187,14 +189,16 @@ class OnFeatures(PenetrancePrior):
 
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
         """Normal for each weight, log-normal for each strength."""
-        return _RegressedFactor(MeanField("strength_weights", [sizes.features], 1, scale=0.02), sizes)
+        return _RegressedFactor(
+            MeanField("strength_weights", [sizes.features], 1, scale=0.02), self.scale, sizes
+        )
 
 
 class _RegressedFactor(nn.Module):
-    def __init__(self, weights: MeanField, sizes: Sizes) -> None:
+    def __init__(self, weights: MeanField, spread: float, sizes: Sizes) -> None:
         super().__init__()
         self.weights = weights
-        self.strength = _log_normals(sizes)
+        self.strength = _log_normals(sizes, spread=spread)
 
     def forward(self, perturbations: Perturbations) -> None:
         """Sample weights and strengths."""
@@ -251,7 +255,7 @@ class OnExpression(PenetrancePrior):
 
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
         """Normal for the slope, log-normal for each strength."""
-        return _RegressedFactor(MeanField("strength_slope", [], 0, scale=0.02), sizes)
+        return _RegressedFactor(MeanField("strength_slope", [], 0, scale=0.02), self.scale, sizes)
 
 
 @dataclass(frozen=True)
@@ -324,5 +328,7 @@ class _GuidesFactor(nn.Module):
             self.relative()
 
 
-def _log_normals(sizes: Sizes) -> Plated:
-    return Plated(MeanField("strength", [sizes.perturbations], 0, transforms=[transforms.ExpTransform()]))
+def _log_normals(sizes: Sizes, loc: float = 0.0, spread: float = NARROW) -> Plated:
+    """Log-normal for each strength, no wider at the start than its prior: cells can only narrow it."""
+    start, to_positive = min(NARROW, spread), [transforms.ExpTransform()]
+    return Plated(MeanField("strength", [sizes.perturbations], 0, loc, start, transforms=to_positive))

@@ -44,7 +44,7 @@ from sccvae_pyro.models.noise import NoisePrior
 from sccvae_pyro.models.observation import Likelihood
 from sccvae_pyro.models.penetrance import PenetrancePrior
 from sccvae_pyro.models.responders import Evidence, RespondersPrior
-from sccvae_pyro.models.slot import Basis, Described, Perturbations, Sizes, Targets, own_nodes
+from sccvae_pyro.models.slot import Basis, Described, Given, Perturbations, Sizes, Targets, own_nodes
 
 
 class Priors(NamedTuple):
@@ -230,7 +230,7 @@ class Program(PyroModule):
 
     def guide_globals(self) -> dict[str, Tensor]:
         """Propose all globals; give the drawn value of each site."""
-        return self.proposal(Perturbations.of(self.seen), self.strength_given)
+        return self.proposal(Perturbations.of(self.seen), self.given)
 
     def globals_(self) -> None:
         """Sample all globals from their priors."""
@@ -251,6 +251,12 @@ class Program(PyroModule):
         """Give the strength of each perturbation that follows from drawn globals, hidden from the trace."""
         with poutine.block(), poutine.condition(data=values):
             return self.priors.penetrance.model(self.sizes, Perturbations.of(self.seen))
+
+    def given(self, values: dict[str, Tensor]) -> Given:
+        """Give what directions are proposed from, which follows from drawn globals, hidden from the trace."""
+        with poutine.block(), poutine.condition(data=values):
+            B = self.priors.graph.model(self.sizes, Perturbations.of(self.seen))
+        return Given(self.strength_given(values), B)
 
     def causes_given(self, values: dict[str, Tensor], described: Described) -> Causes:
         """What follows from drawn globals, computed by the model's own code and hidden from the trace."""

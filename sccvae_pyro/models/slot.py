@@ -204,6 +204,16 @@ def own_nodes(names: Sequence[str], sizes: Sizes) -> Tensor:
     return torch.tensor([position.get(name, sizes.nodes) for name in names], dtype=torch.long)
 
 
+class Given(NamedTuple):
+    """What the guide has drawn before it comes to directions.
+
+    ``strength_p``: ``... x perturbations``; ``B``: ``... x nodes x nodes``.
+    """
+
+    strength_p: Tensor
+    B: Tensor
+
+
 class Described(NamedTuple):
     """Perturbations: standardised features, ``perturbations x features``, their basis, and the targets."""
 

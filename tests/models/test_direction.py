@@ -14,7 +14,8 @@ from sccvae_pyro import InputError
 from sccvae_pyro.models.basis import KernelBasis
 from sccvae_pyro.models.direction import GaussianProcess, Linear, Simplex, SparseLinear
 from sccvae_pyro.models.regression import orthogonal_posterior, weights_posterior
-from sccvae_pyro.models.slot import Described, Perturbations, Sizes
+from sccvae_pyro.models.scm import propagate
+from sccvae_pyro.models.slot import Described, Given, Perturbations, Sizes
 
 P, E, K = 7, 3, 2
 SIZES = Sizes(cells=1, genes=1, nodes=K, perturbations=P, features=E, covariates=0)
@@ -27,6 +28,8 @@ def features_of(n=P, seed=0):
 
 LINEAR, SPARSE = Linear(), SparseLinear(slab=1.5)
 STRENGTH = torch.linspace(0.5, 2.0, P, dtype=torch.double)
+NO_EDGES = torch.zeros(K, K, dtype=torch.double)
+EDGES = torch.linspace(-0.9, 0.6, K * K, dtype=torch.double).reshape(K, K).triu(1)
 
 
 def factor_of(prior, features):
@@ -45,12 +48,13 @@ def described(features, prior):
     return Perturbations.of(Described(features, prior.basis(features)(features)))
 
 
-def trace_guide(factor, features, strength=STRENGTH, seed=0, prior=LINEAR, **given):
+def trace_guide(factor, features, strength=STRENGTH, seed=0, prior=LINEAR, B=NO_EDGES, **values):
     """Trace of a guide factor, at given values."""
     pyro.set_rng_seed(seed)
     with torch.no_grad():
-        conditioned = poutine.condition(factor, data=given)
-        return poutine.trace(conditioned).get_trace(described(features, prior), strength)
+        conditioned = poutine.condition(factor, data=values)
+        given = Given(strength, B.to(features.dtype))
+        return poutine.trace(conditioned).get_trace(described(features, prior), given)
 
 
 def values_of(trace):
@@ -88,7 +92,7 @@ class Regression:
     def of(cls, prior, seed=0):
         features = features_of()
         factor = factor_of(prior, features)
-        guide = trace_guide(factor, features, seed=seed, prior=prior)
+        guide = trace_guide(factor, features, seed=seed, prior=prior, B=EDGES)
         values = values_of(guide)
         own, trend, log_sd = (
             parameter.detach().numpy() for parameter in (factor.own_pk, factor.trend_ek, factor.log_sd_pk)
@@ -101,7 +105,9 @@ class Regression:
             guide=guide,
             values=values,
             design=np.column_stack([np.ones(P), taken]),
-            seen=(np.column_stack([np.ones(P), features]) @ trend + own) / strength,
+            seen=(np.column_stack([np.ones(P), features]) @ trend + own)
+            @ (np.eye(K) - EDGES.numpy())
+            / strength,
             variance=(np.exp(log_sd) / strength) ** 2,
             weights_sd=residual_sd[:, None] * np.column_stack([np.full(K, prior.intercept), relative]),
             residual_sd=residual_sd,
@@ -182,16 +188,18 @@ def test_weights_and_directions_cancel_to_the_marginal_likelihood(regression):
         assert gap + observed == pytest.approx(exact, rel=1e-8)
 
 
-def test_strength_does_not_move_a_shift_that_is_seen_well():
-    """The pseudo-observation is one of the shift: a direction gives way to the strength."""
+@pytest.mark.parametrize("B", [NO_EDGES, EDGES, -EDGES], ids=["no edges", "edges", "other edges"])
+def test_neither_strength_nor_graph_moves_a_state_that_is_seen_well(B):
+    """What is seen is where a perturbation takes the state: the direction gives way to both."""
     features = features_of()
     factor = factor_of(Linear(), features)
     with torch.no_grad():
         factor.log_sd_pk.fill_(-12.0)
-    shift = factor.own_pk + torch.cat([torch.ones(P, 1).double(), features], -1) @ factor.trend_ek
+    state = factor.own_pk + torch.cat([torch.ones(P, 1).double(), features], -1) @ factor.trend_ek
     for strength in (STRENGTH, 3 * STRENGTH):
-        direction = values_of(trace_guide(factor, features, strength))["direction"]
-        torch.testing.assert_close(strength[:, None] * direction, shift.detach(), rtol=0, atol=1e-3)
+        direction = values_of(trace_guide(factor, features, strength, B=B))["direction"]
+        found = propagate(strength[:, None] * direction, B)
+        torch.testing.assert_close(found, state.detach(), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("prior", [LINEAR, SPARSE], ids=["Linear", "SparseLinear"])
@@ -346,7 +354,7 @@ def learn_scales(prior, features, seen, error=0.05, n_steps=200):
             pyro.sample("seen", pyro.distributions.Normal(direction_pk, error).to_event(1), obs=seen)
 
     def guide():
-        factor(described(features, prior), ones)
+        factor(described(features, prior), Given(ones, torch.zeros(seen.shape[1], seen.shape[1])))
 
     scales = [value for name, value in factor.named_parameters() if not name.endswith(("_pk", "_ek"))]
     optimiser = torch.optim.Adam(scales, lr=0.1)

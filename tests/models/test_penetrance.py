@@ -15,7 +15,7 @@ import sccvae_pyro as sv
 from sccvae_pyro import SCCVAE, InputError
 from sccvae_pyro.inference import posterior
 from sccvae_pyro.models.direction import Linear
-from sccvae_pyro.models.penetrance import Gamma, Guides, HalfNormal, LogNormal, OnFeatures
+from sccvae_pyro.models.penetrance import Gamma, Guides, HalfNormal, LogNormal, OnExpression, OnFeatures
 from sccvae_pyro.models.scm import relative_of_cells
 from sccvae_pyro.models.slot import Described, Member, Perturbations, Sizes
 
@@ -206,3 +206,10 @@ def test_cells_of_a_guide_that_training_did_not_see_are_those_of_the_perturbatio
     model = SCCVAE(kept, n_nodes=3, hidden=(8,), penetrance="Guides")
     codes = model.coding.screen(screen).guides
     assert (codes[(screen.obs["guide"] == "G0001-1").to_numpy()] == len(model.coding.guides)).all()
+
+
+@pytest.mark.parametrize("prior", [LogNormal(scale=0.05), OnFeatures(scale=0.05), OnExpression(scale=0.05)])
+def test_strengths_are_not_proposed_wider_than_they_are_believed(prior):
+    factor = prior.guide(SIZES, torch.zeros(SIZES.perturbations, SIZES.features))
+    strength = getattr(factor, "strength", factor)
+    assert float(strength.factor.log_scale.detach().max()) == pytest.approx(math.log(0.05))
