@@ -180,7 +180,7 @@ def test_weights_and_directions_cancel_to_the_marginal_likelihood(regression):
     factor = factor_of(prior, regression.features)
     outer = {name: value for name, value in regression.values.items() if name not in (WEIGHTS, "direction")}
     for seed in range(4):
-        guide = trace_guide(factor, regression.features, seed=seed, prior=prior, **outer)
+        guide = trace_guide(factor, regression.features, seed=seed, prior=prior, B=EDGES, **outer)
         model = trace_model(prior, regression.features, values_of(guide))
         error = regression.seen - values_of(guide)["direction"].numpy()
         observed = stats.norm(scale=np.sqrt(regression.variance)).logpdf(error).sum()
