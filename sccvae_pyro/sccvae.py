@@ -176,7 +176,7 @@ class SCCVAE:
         logger.info("likelihood: %s, for %s", type(self.priors.likelihood).__name__, self.coding.schema.kind)
         self.program = build.program_of(self.spec, self.priors, self._screen, self.features, seed=0)
         self.controls: posterior.Controls | None = None
-        self.discrepancy = Discrepancy(*np.zeros((2, len(self.coding.genes))))
+        self.discrepancy = Discrepancy.none(len(self.coding.genes))
         self._drawn: tuple[tuple[int, int], posterior.Draws] | None = None
         self.history = pd.DataFrame()
 
@@ -637,9 +637,10 @@ class SCCVAE:
 
         Returns
         -------
-        DataFrame with columns ``source``, ``target``, ``mean``, ``sd``, ``q05``, ``q95`` and
-        ``probability_positive``; one row for each edge that any draw has. Priors that tell edges from none
-        add ``inclusion``, the probability that the edge is in the graph.
+        DataFrame with columns ``source``, ``target``, ``mean``, ``sd``, ``q05``, ``q95``, ``present`` and
+        ``probability_positive``; one row for each edge that any draw has. ``present`` is the share of draws
+        that have the edge, one where order and edges are given, and ``probability_positive`` speaks of those.
+        Priors that tell edges from none add ``inclusion``, the probability that the edge is in the graph.
         """
         self._require_fit()
         check_counts(2, n_samples=n_samples)
@@ -1269,7 +1270,7 @@ class SCCVAE:
         control = self.coding.schema.control
         observed = screen.profiles().without(control).of_at_least(2)
         n_targets = np.array([len(parse_targets(label, control)) for label in observed.n.index])
-        draws = posterior.draw(self.program, results.DISCREPANCY_DRAWS, seed)
+        draws = posterior.draw(self.program, results.DISCREPANCY_DRAWS, seed).with_guides_of(self.program)
         push = self._push(draws, list(observed.n.index), seed)
         return fit_discrepancy(
             self.program, draws, controls, push, observed, n_targets, results.DISCREPANCY_CELLS, seed

@@ -313,6 +313,7 @@ def test_edge_table(fitted):
     assert (table["mean"].abs().diff().dropna() <= 0).all()
     assert (table["q05"] < table["q95"]).all()
     assert table["probability_positive"].between(0, 1).all()
+    assert (table["present"] == 1).all()
     B = torch.zeros(5, 5)
     B[tuple(torch.triu_indices(5, 5, 1))] = fitted.program.proposal.graph_factor.factor.loc.detach()
     found = B.numpy()[order["source"], order["target"]]

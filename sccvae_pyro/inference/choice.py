@@ -228,11 +228,9 @@ def outlook(
     for s, delta in posterior.population_means(program, draws, controls, push, *settings):
         along[s] = delta[:, genes] @ basis_gq
         effect[s, :, 0] = delta[:, genes].mean(1)
-    sd_g = discrepancy.sd_g[genes]
-    of_mean = np.array([discrepancy.mean_g[genes].mean()]), np.array([np.sqrt((sd_g**2).sum()) / len(genes)])
-    Discrepancy(*of_mean).add_to(effect, 1.0, labels, n_targets, seed)
+    discrepancy.of_mean(genes).add_to(effect, 1.0, labels, n_targets, seed)
 
-    unexplained = n_targets[:, None, None] * ((basis_gq.T * sd_g**2) @ basis_gq)
+    unexplained = n_targets[:, None, None] * ((basis_gq.T * discrepancy.sd_g[genes] ** 2) @ basis_gq)
     profiles_cg = _control_profiles(program, draws, controls, seed)[:, genes]
     sampling = np.atleast_2d(np.cov(profiles_cg @ basis_gq, rowvar=False)) / n_cells
     deviation = (along - along.mean(0)).swapaxes(0, 1)

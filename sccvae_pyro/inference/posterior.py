@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -79,6 +79,11 @@ class Draws:
         """What each cell of a batch carries."""
         causes = Causes(self.B, self.action_pa, self.share_p, self.relative_g)
         return Push(causes.action_of(batch), causes.share_of(batch))
+
+    def with_guides_of(self, program: Program) -> Draws:
+        """The same, each perturbation with the mean strength of the guides that its training cells carry."""
+        mean_p = program.guide_mix.mean(self.relative_g, self.strength_p.shape[-1])
+        return replace(self, action_pa=mean_p.unsqueeze(-1) * self.action_pa)
 
     def __len__(self) -> int:
         return len(self.action_pa)
@@ -310,7 +315,7 @@ def starting_cells(
     order = torch.randperm(n_cells, generator=generator)
     for s in range(len(draws)):
         rows = order[(s * cells_per_draw + torch.arange(min(cells_per_draw, n_cells))) % n_cells]
-        with seeded(seed + s):
+        with seeded(stream(seed, 7, s)):
             z_ck = noise_of_controls(controls, rows, draws.B[s]).sample()
             response_c = program.priors.responders.response(torch.ones(len(rows)))
         yield rows, z_ck, response_c

@@ -93,7 +93,7 @@ def label_push(
     """
     action_pa, share_p = draws.action_pa, draws.share_p
     if unseen:
-        others = posterior.unseen_push(program, draws, describe(unseen), seed + 1)
+        others = posterior.unseen_push(program, draws, describe(unseen), posterior.stream(seed, 6))
         action_pa, share_p = torch.cat([action_pa, others.action], 1), torch.cat([share_p, others.share], 1)
     code = {name: i for i, name in enumerate([*known, *unseen])}
     width = max([1, *map(len, parsed)])
@@ -343,7 +343,8 @@ def edge_table(program: Program, draws: Draws, nodes: Sequence[str]) -> pd.DataF
     values = draws.B[:, rows, columns].numpy()
     names = np.asarray(nodes)
     table = pd.DataFrame({"source": names[rows], "target": names[columns], **posterior.summarise(values)})
-    table["probability_positive"] = (values > 0).mean(axis=0)
+    table["present"] = (values != 0).mean(axis=0)
+    table["probability_positive"] = (values > 0).mean(axis=0) / table["present"]
     inclusion = program.priors.graph.inclusion(draws.B, program.sizes)
     if inclusion is not None:
         table["inclusion"] = inclusion[rows, columns].numpy()

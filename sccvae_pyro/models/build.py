@@ -20,6 +20,7 @@ from sccvae_pyro.data.schema import feature_table
 from sccvae_pyro.data.wording import listing
 from sccvae_pyro.models.causal_order import suggested_order
 from sccvae_pyro.models.program import Priors, Program
+from sccvae_pyro.models.scm import GuideMix
 from sccvae_pyro.models.slot import Sizes, own_nodes
 from sccvae_pyro.models.spec import ModelSpec
 
@@ -105,7 +106,9 @@ def program_of(
     scatter = torch.as_tensor(SCATTER_SHARE * genes.scatter, dtype=torch.float32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        program = empty_program(spec, priors, sizes, torch.as_tensor(seen, dtype=torch.float32), scatter)
+        program = empty_program(
+            spec, priors, sizes, torch.as_tensor(seen, dtype=torch.float32), scatter, guide_mix(screen)
+        )
     program.encoder.center.copy_(torch.as_tensor(genes.center))
     program.encoder.scale.copy_(torch.as_tensor(genes.scale))
     program.baseline.copy_(torch.as_tensor(priors.likelihood.baseline(genes.control_mean)))
@@ -121,6 +124,7 @@ def empty_program(
     sizes: Sizes,
     features: Tensor | None = None,
     scatter: Tensor | None = None,
+    mix: GuideMix | None = None,
 ) -> Program:
     """Build a program of the right shapes; what depends on the screen is left at placeholders."""
     features = torch.zeros(sizes.perturbations, sizes.features) if features is None else features
@@ -128,7 +132,23 @@ def empty_program(
     center, scale = torch.zeros(sizes.genes), torch.ones(sizes.genes)
     encoder = priors.nodes.encoder(center, scale, sizes, spec.hidden)
     decoder = priors.nodes.decoder(sizes, spec.hidden)
-    return Program(priors, sizes, features, torch.zeros(shape), encoder, decoder, scatter=scatter)
+    return Program(
+        priors, sizes, features, torch.zeros(shape), encoder, decoder, scatter=scatter, guide_mix=mix
+    )
+
+
+def guide_mix(screen: Screen) -> GuideMix:
+    """Count the cells of each guide among those with its perturbation alone."""
+    n_guides, n_perturbations = len(screen.coding.guides), len(screen.coding.perturbations)
+    alone_c = (screen.targets < n_perturbations).sum(axis=1) == 1
+    target_c = screen.targets.min(axis=1)
+    cells_p = np.bincount(target_c[alone_c], minlength=n_perturbations + 1)
+    target_g = np.full(n_guides + 1, n_perturbations)
+    target_g[screen.guides[alone_c]] = target_c[alone_c]
+    own_c = alone_c & (target_c == target_g[screen.guides])
+    cells_g = np.bincount(screen.guides[own_c], minlength=n_guides + 1)
+    portion_g = cells_g / np.maximum(cells_p[target_g], 1)
+    return GuideMix(torch.as_tensor(target_g[:-1]), torch.as_tensor(portion_g[:-1], dtype=torch.float32))
 
 
 def expression_of(names: Sequence[str], coding: Coding, baseline_g: Tensor) -> Tensor:

@@ -311,15 +311,15 @@ class Guides(PenetrancePrior):
                 "penetrance Guides needs labelled guides. Name their column: guide_key in "
                 "setup_anndata, or --guide-key."
             )
-        return _GuidesFactor(self.strength.guide(sizes, features), sizes.guides)
+        return _GuidesFactor(self.strength.guide(sizes, features), self.spread, sizes.guides)
 
 
 class _GuidesFactor(nn.Module):
-    def __init__(self, strength: nn.Module, n_guides: int) -> None:
+    def __init__(self, strength: nn.Module, spread: float, n_guides: int) -> None:
         super().__init__()
         self.strength = strength
-        to_positive = [transforms.ExpTransform()]
-        self.relative = MeanField("guide_strength", [n_guides], 0, transforms=to_positive)
+        start, to_positive = min(NARROW, spread), [transforms.ExpTransform()]
+        self.relative = MeanField("guide_strength", [n_guides], 0, scale=start, transforms=to_positive)
 
     def forward(self, perturbations: Perturbations) -> None:
         """Sample strengths and relative strengths."""

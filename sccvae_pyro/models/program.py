@@ -27,6 +27,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -104,6 +105,8 @@ class Program(PyroModule):
         How strongly control cells express each seen target, see :class:`Targets`; ``None`` takes all alike.
     scatter
         Where the guide of the gene-level variables begins, see :meth:`Likelihood.guide`.
+    guide_mix
+        Guides of each seen perturbation; ``None`` where guides are not labelled or not yet known.
     """
 
     features: Tensor
@@ -112,6 +115,8 @@ class Program(PyroModule):
     own_p: Tensor
     expression_p: Tensor
     baseline: Tensor
+    guide_target_g: Tensor
+    guide_portion_g: Tensor
 
     def __init__(
         self,
@@ -123,6 +128,7 @@ class Program(PyroModule):
         decoder: Decoder,
         expression: Tensor | None = None,
         scatter: Tensor | None = None,
+        guide_mix: scm.GuideMix | None = None,
     ) -> None:
         super().__init__()
         self.priors, self.sizes = priors, sizes
@@ -134,6 +140,10 @@ class Program(PyroModule):
         unknown = features.new_zeros(sizes.perturbations)
         self.register_buffer("expression_p", unknown if expression is None else expression)
         self.register_buffer("baseline", baseline)
+        nobody = torch.full((sizes.guides,), sizes.perturbations)
+        mix = scm.GuideMix(nobody, features.new_zeros(sizes.guides)) if guide_mix is None else guide_mix
+        self.register_buffer("guide_target_g", mix.target_g)
+        self.register_buffer("guide_portion_g", mix.portion_g)
         self.encoder, self.decoder = encoder, decoder
         # Where the state of the control cells lies is shared by encoder and decoder: one number a node to
         # learn it, instead of a slow refit of both, keeps the mean of their noise at zero.
@@ -153,6 +163,11 @@ class Program(PyroModule):
     def seen(self) -> Described:
         """The perturbations of training."""
         return Described(self.features, Basis(self.functions_pb, self.missed_p), self.targets)
+
+    @property
+    def guide_mix(self) -> scm.GuideMix:
+        """Guides of each perturbation of training."""
+        return scm.GuideMix(self.guide_target_g, self.guide_portion_g)
 
     @property
     def targets(self) -> Targets:
@@ -255,8 +270,11 @@ class Program(PyroModule):
     def given(self, values: dict[str, Tensor]) -> Given:
         """Give what directions are proposed from, which follows from drawn globals, hidden from the trace."""
         with poutine.block(), poutine.condition(data=values):
-            B = self.priors.graph.model(self.sizes, Perturbations.of(self.seen))
-        return Given(self.strength_given(values), B)
+            seen = Perturbations.of(self.seen)
+            B = self.priors.graph.model(self.sizes, seen)
+            relative_g = self.priors.penetrance.relative(self.sizes, seen)
+        mean_p = self.guide_mix.mean(relative_g, self.sizes.perturbations)
+        return Given(self.strength_given(values) * mean_p, B)
 
     def causes_given(self, values: dict[str, Tensor], described: Described) -> Causes:
         """What follows from drawn globals, computed by the model's own code and hidden from the trace."""

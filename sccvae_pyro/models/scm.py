@@ -11,6 +11,8 @@ when draws are vectorised (``draws x 1 x nodes x nodes``); :func:`drop_cells_dim
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -197,3 +199,33 @@ def relative_of_cells(relative_g: Tensor, guides_c: Tensor) -> Tensor:
     """
     table = torch.cat([relative_g, relative_g.new_ones((*relative_g.shape[:-1], 1))], dim=-1)
     return table[..., guides_c]
+
+
+class GuideMix(NamedTuple):
+    """Which guides the cells of each perturbation carry.
+
+    ``target_g``, guides: code of the perturbation that a guide brings about alone; the code
+    ``perturbations`` where there is none. ``portion_g``, guides: portion of the cells with that perturbation
+    alone that carry it.
+    """
+
+    target_g: Tensor
+    portion_g: Tensor
+
+    def mean(self, relative_g: Tensor, n_perturbations: int) -> Tensor:
+        """Mean relative strength over the cells of each perturbation; cells without a guide have one.
+
+        Parameters
+        ----------
+        relative_g
+            ``... x guides``, as in :func:`relative_of_cells`.
+        n_perturbations
+            Number of seen perturbations.
+
+        Returns
+        -------
+        ``... x perturbations``.
+        """
+        excess_g = self.portion_g * (relative_g - 1.0)
+        none = excess_g.new_zeros((*excess_g.shape[:-1], n_perturbations + 1))
+        return 1.0 + none.index_add(-1, self.target_g, excess_g)[..., :-1]

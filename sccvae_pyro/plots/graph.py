@@ -54,9 +54,9 @@ def plot_graph(edges: pd.DataFrame, n: int = 40, ax: Axes | None = None) -> Plot
     Parameters
     ----------
     edges
-        What :meth:`sccvae_pyro.SCCVAE.edges` returns: ``source``, ``target``, ``mean``,
+        What :meth:`sccvae_pyro.SCCVAE.edges` returns: ``source``, ``target``, ``mean``, ``present``,
         ``probability_positive`` and, where the prior tells edges from none, ``inclusion``. An edge is as sure
-        as it is probable, or else as its sign is.
+        as it is probable, or else as it and its sign are.
     n
         Most edges to show, by the size of their mean.
     ax
@@ -75,10 +75,10 @@ def plot_graph(edges: pd.DataFrame, n: int = 40, ax: Axes | None = None) -> Plot
 
 
 def _sureness(edges: pd.DataFrame) -> np.ndarray:
-    """From 0 to 1: probability of each edge where the prior tells it, else twice that of its sign less 1."""
+    """From 0 to 1: probability of each edge where the prior tells it, else its own times that of its sign."""
     if "inclusion" in edges:
         return edges["inclusion"].to_numpy()
-    return np.abs(2 * edges["probability_positive"].to_numpy() - 1)
+    return (edges["present"] * np.abs(2 * edges["probability_positive"] - 1)).to_numpy()
 
 
 def _named(edges: pd.DataFrame) -> pd.DataFrame:

@@ -22,7 +22,7 @@ def test_edges_carry_the_table(genes):
     for row in table.to_dict("records"):
         source, target = row.pop("source"), row.pop("target")
         assert graph.edges[source, target] == pytest.approx(row)
-    assert {"mean", "sd", "q05", "q95", "probability_positive", "inclusion"} == set(row)
+    assert {"mean", "sd", "q05", "q95", "present", "probability_positive", "inclusion"} == set(row)
 
 
 def test_nodes_say_what_they_are(genes, fitted):

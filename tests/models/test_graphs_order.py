@@ -9,8 +9,9 @@ import pytest
 import torch
 from pyro import poutine
 from scipy import stats
+from screens import set_up, small_screen
 
-from sccvae_pyro import InputError
+from sccvae_pyro import SCCVAE, InputError
 from sccvae_pyro.models import scm
 from sccvae_pyro.models.graph import (
     GraphPrior,
@@ -192,3 +193,16 @@ def test_gradients_reach_graph_and_noise_in_any_order():
     B, noise = shuffled(K=3).requires_grad_(), torch.randn(2, 3, dtype=torch.double, requires_grad=True)
     edges = (B != 0).detach()
     assert torch.autograd.gradcheck(lambda B, noise: scm.propagate(noise, B * edges), (B, noise))
+
+
+def test_an_edge_that_a_draw_lacks_is_not_taken_for_negative():
+    """Each draw has one direction of a pair at most; the sign is that of the draws that have it."""
+    model = SCCVAE(set_up(small_screen()), n_nodes=3, hidden=(8,), graph="LearnedOrder")
+    model.fit(max_epochs=1, batch_size=64, progress=False)
+    table, B = model.edges(n_samples=200).set_index(["source", "target"]), model._draws(200, 0).B
+    for (source, target), row in table.iterrows():
+        values = B[:, int(source[-1]), int(target[-1])]
+        assert row["present"] == pytest.approx(float((values != 0).double().mean()))
+        assert row["probability_positive"] == pytest.approx(float((values[values != 0] > 0).double().mean()))
+    both = table["present"].to_numpy() + table.swaplevel()["present"].reindex(table.index).to_numpy()
+    assert (both < 1 + 1e-9).all() and (table["present"] < 1).any()

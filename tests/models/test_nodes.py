@@ -5,6 +5,7 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO
 from scipy import stats
 from screens import set_up, small_screen
 
@@ -102,9 +103,16 @@ def log_prob(model, site, value, **given):
 
 def test_density_of_the_own_push():
     own, size = np.array([-3.0, 2.0, 0.1]), 2.4
-    found = log_prob(OwnNode(down=0.8).model, "direction_own", own, direction_size=torch.tensor(size))
-    down, up = (stats.norm(mean, size / 4).pdf(own) for mean in (-size, size))
+    population = {"direction_size": size, "direction_spread": 0.3, "direction_down": 0.8}
+    given = {name: torch.tensor(value) for name, value in population.items()}
+    found = log_prob(OwnNode().model, "direction_own", own, **given)
+    down, up = (stats.norm(mean, 0.3 * size).pdf(own) for mean in (-size, size))
     np.testing.assert_allclose(found, np.log(0.8 * down + 0.2 * up), rtol=1e-4)
+
+
+def test_density_of_the_probability_of_a_sign():
+    found = log_prob(OwnNode(down=0.7).model, "direction_down", 0.4)
+    assert float(found) == pytest.approx(stats.beta(7.0, 3.0).logpdf(0.4), rel=1e-5)
 
 
 def test_density_of_the_direction():
@@ -117,20 +125,53 @@ def test_density_of_the_direction():
 
 
 @pytest.mark.parametrize(
-    ("site", "median"), [("direction_size", 2.0), ("direction_off_target", 0.1)], ids=["size", "off target"]
+    ("site", "median"),
+    [("direction_size", 2.0), ("direction_spread", 0.5), ("direction_off_target", 0.1)],
+    ids=["size", "spread", "off target"],
 )
 def test_density_of_the_sizes(site, median):
-    found = log_prob(OwnNode(size=2.0, off_target=0.1).model, site, 0.4)
+    found = log_prob(OwnNode(size=2.0, spread=0.5, off_target=0.1).model, site, 0.4)
     assert float(found) == pytest.approx(stats.lognorm(s=0.5, scale=median).logpdf(0.4), rel=1e-5)
 
 
 def test_unseen_pushes_follow_the_belief_about_the_sign():
-    """Of 3,000 draws, a tenth goes up: within four standard errors."""
+    """Of 1,000 draws, each with a probability of its own, a tenth goes up: within four standard errors."""
     pyro.set_rng_seed(0)
     with torch.no_grad(), pyro.plate("draws", 1000, dim=-2):
         trace = poutine.trace(OwnNode(down=0.9).model).get_trace(SIZES, perturbations())
-    up = float((trace.nodes["direction_own"]["value"] > 0).double().mean())
-    assert up == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / 3000))
+    up = (trace.nodes["direction_own"]["value"] > 0).double().mean(-1)
+    assert float(up.mean()) == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / 1000))
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0], ids=["down", "up"])
+def test_sign_is_learned_from_the_seen(sign):
+    """Of 30 perturbations that all go one way, Beta(9.5, .5) learns what the conjugate posterior says."""
+    pyro.set_rng_seed(0)
+    prior, own = OwnNode(), sign * torch.linspace(2.0, 4.0, 30)
+    factor = prior.guide(SIZES, torch.zeros(3, 0))
+    named = Targets(tuple(map(str, range(30))), torch.arange(30) % 4, torch.zeros(30))
+    described = Described(torch.zeros(30, 0), Basis(torch.ones(30, 1), torch.zeros(30)), named)
+
+    def model():
+        hidden = poutine.block(hide=["direction", "direction_off_target"])
+        with hidden, poutine.condition(data={"direction_own": own}):
+            prior.model(SIZES, Perturbations.of(described))
+
+    def guide():
+        factor.size()
+        factor.spread()
+        factor.down()
+
+    optimiser = torch.optim.Adam(factor.parameters(), lr=0.05)
+    loss = Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=1)
+    for _ in range(400):
+        optimiser.zero_grad()
+        loss.differentiable_loss(model, guide).backward()
+        optimiser.step()
+    with torch.no_grad():
+        found = factor.down.distribution().sample((4000,)).mean()
+    exact = stats.beta(9.5 + 30 * (sign < 0), 0.5 + 30 * (sign > 0))
+    assert float(found) == pytest.approx(exact.mean(), abs=0.02)
 
 
 @pytest.mark.parametrize("down", [0.0, 1.0, 1.5, "yes"])

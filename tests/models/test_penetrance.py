@@ -16,7 +16,7 @@ from sccvae_pyro import SCCVAE, InputError
 from sccvae_pyro.inference import posterior
 from sccvae_pyro.models.direction import Linear
 from sccvae_pyro.models.penetrance import Gamma, Guides, HalfNormal, LogNormal, OnExpression, OnFeatures
-from sccvae_pyro.models.scm import relative_of_cells
+from sccvae_pyro.models.scm import GuideMix, relative_of_cells
 from sccvae_pyro.models.slot import Described, Member, Perturbations, Sizes
 
 SIZES = Sizes(cells=10, genes=6, nodes=4, perturbations=5, features=3, covariates=0, guides=7)
@@ -213,3 +213,45 @@ def test_strengths_are_not_proposed_wider_than_they_are_believed(prior):
     factor = prior.guide(SIZES, torch.zeros(SIZES.perturbations, SIZES.features))
     strength = getattr(factor, "strength", factor)
     assert float(strength.factor.log_scale.detach().max()) == pytest.approx(math.log(0.05))
+
+
+def test_mean_strength_over_the_cells_of_a_perturbation():
+    """Two perturbations: a quarter and a half of the first have a guide; of the second, none is known."""
+    mix = GuideMix(torch.tensor([0, 0, 2]), torch.tensor([0.25, 0.5, 0.0]))
+    found = mix.mean(torch.tensor([[2.0, 3.0, 9.0], [1.0, 1.0, 9.0]]), 2)
+    torch.testing.assert_close(found, torch.tensor([[0.25 * 2 + 0.5 * 3 + 0.25, 1.0], [1.0, 1.0]]))
+
+
+def test_guides_are_counted_where_they_are_alone(of_guides, paired):
+    """Cells of a pair carry guides of the pair, which tell of neither perturbation."""
+    obs, mix = paired.obs, of_guides.program.guide_mix
+    for guide, target, portion in zip(of_guides.coding.guides, *map(list, mix), strict=True):
+        label = obs.loc[obs["guide"] == guide, "perturbation"].iloc[0]
+        if "+" in label:
+            assert (int(target), float(portion)) == (len(of_guides.coding.perturbations), 0.0)
+            continue
+        assert of_guides.coding.perturbations[int(target)] == label
+        alone = obs["perturbation"] == label
+        assert float(portion) == pytest.approx((obs.loc[alone, "guide"] == guide).mean())
+
+
+def test_cells_as_measured_are_pushed_as_their_guides_push(of_guides):
+    """The mean over cells of what the guides of a perturbation do is what its cells show."""
+    draws, screen = of_guides._draws(5, 0), of_guides._screen
+    rows = np.flatnonzero((screen.labels == "G0003").to_numpy())
+    of_cells = draws.push_of(screen[rows]).action.mean(1)
+    code = of_guides.coding.perturbations.index("G0003")
+    found = draws.with_guides_of(of_guides.program).action_pa[:, code]
+    torch.testing.assert_close(found, of_cells)
+    assert not torch.allclose(found, draws.action_pa[:, code])
+
+
+def test_a_factor_on_all_guides_of_a_perturbation_changes_no_state(of_guides):
+    """The guide proposes directions given what its guides do on average: the two cannot drift apart."""
+    program = of_guides.program
+    values = program.guide_globals()
+    factor = 3.0 * torch.ones_like(values["guide_strength"])
+    stronger = values | {"guide_strength": factor * values["guide_strength"]}
+    seen = program.guide_mix.target_g.unique()[:-1]  # the last are guides of pairs
+    one, three = (program.given(drawn).strength_p[seen] for drawn in (values, stronger))
+    torch.testing.assert_close(three, 3.0 * one)

@@ -102,7 +102,7 @@ def draw_edges():
         positive = 1 / (1 + np.exp(-mean / 0.02))
         names = np.array([f"node_{k}" for k in range(n_nodes)])
         known = {"source": names[rows], "target": names[columns], "mean": mean}
-        return pd.DataFrame({**known, "probability_positive": positive})
+        return pd.DataFrame({**known, "present": 1.0, "probability_positive": positive})
 
     return draw
 

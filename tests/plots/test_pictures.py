@@ -265,15 +265,15 @@ def test_a_whole_graph_can_be_read_and_says_what_it_leaves_out(draw_edges, n_nod
 def test_a_chain_of_causes_makes_the_graph_wider():
     names = [f"ENSG0000000{k:04d}" for k in range(14)]
     ends = {"source": names[:-1], "target": names[1:]}
-    chain = pd.DataFrame({**ends, "mean": 1.0, "probability_positive": 1.0})
+    chain = pd.DataFrame({**ends, "mean": 1.0, "present": 1.0, "probability_positive": 1.0})
     assert texts_that_overlap(plots.plot_graph(chain).ax.figure) == []
 
 
 def test_opacity_says_how_sure_an_edge_is():
     names = {"source": ["a", "b", "c"], "target": ["b", "c", "d"], "mean": [1.0, -0.5, 0.2]}
-    signs = pd.DataFrame({**names, "probability_positive": [1.0, 0.0, 0.5]})
+    signs = pd.DataFrame({**names, "present": [1.0, 0.5, 1.0], "probability_positive": [1.0, 0.0, 0.5]})
     opacity = [arrow.get_alpha() for arrow in arrows(plots.plot_graph(signs))]
-    assert opacity[0] == opacity[1] == 1.0 and 0 < opacity[2] < 0.3
+    assert opacity[0] == 1.0 > opacity[1] > 0.5 and 0 < opacity[2] < 0.3
     included = plots.plot_graph(signs.assign(inclusion=[0.1, 0.6, 1.0]))
     assert list(np.argsort([arrow.get_alpha() for arrow in arrows(included)])) == [0, 1, 2]
     widths = [arrow.get_linewidth() for arrow in arrows(included)]
