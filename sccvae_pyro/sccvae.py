@@ -1383,7 +1383,8 @@ def _check_values(program: Program, controls: posterior.Controls, discrepancy: D
         "mean_g": (sizes.genes,),
     }
     found = {name: tuple(getattr(controls, name).shape) for name in expected}
-    if found != expected or any(part.shape != (sizes.genes,) for part in discrepancy):
+    shapes = [(sizes.genes,) if name.endswith("_g") else () for name in discrepancy._fields]
+    if found != expected or [part.shape for part in discrepancy] != shapes:
         raise ValueError("the control cells or the discrepancy are of other shapes than the model")
     values = [*program.parameters(), *map(torch.as_tensor, (*controls, *discrepancy))]
     if not all(value.isfinite().all() for value in values):

@@ -31,6 +31,21 @@ N_CELLS = 40
 N_PROPOSALS = 100
 SEED = 0
 """,
+    "graph_and_modules": """
+SIZE = {"n_perturbations": 12, "cells_per_perturbation": 15, "n_control": 60, "n_genes": 30}
+N_MODULES = 3
+EPOCHS_GRAPH = 1
+MAX_EPOCHS = 2
+SEED = 0
+""",
+    "papalexi": """
+from screens import like_papalexi
+
+FOLDER = like_papalexi()
+MAX_EPOCHS = 8
+N_SAMPLES = 10
+SEED = 0
+""",
 }
 """What takes the place of each notebook's cell of parameters."""
 

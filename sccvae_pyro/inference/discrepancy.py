@@ -22,33 +22,36 @@ from sccvae_pyro.models.program import Program
 
 LABEL_CHUNK = 256
 
-LEAST_POOLED, MOST_POOLED = 4.0, 1000.0
-"""Bounds of the perturbations that all genes count for: variances have a variance beyond four only."""
+LEAST_DF, MOST_DF = 4.0, 1000.0
+"""Bounds of degrees of freedom that a spread of variances speaks for: they have one beyond four only."""
 
 
 class Discrepancy(NamedTuple):
     """Belief about what is left of the difference to control of a perturbation, gene by gene.
 
     ``mean_g``: mean over perturbations; ``sd_g``: spread over them; ``error_g``: sd of the mean itself; each
-    in the units of a profile. ``df_g``: degrees of freedom of the two spreads.
+    in the units of a profile. ``df``: degrees of freedom of both spreads of a gene. ``df_labels``: those of
+    the spread of a perturbation over all genes, as much is left of some perturbations and little of others.
     """
 
     mean_g: np.ndarray
     sd_g: np.ndarray
     error_g: np.ndarray
-    df_g: np.ndarray
+    df: np.ndarray
+    df_labels: np.ndarray
 
     @classmethod
     def none(cls, n_genes: int) -> Self:
         """Nothing is left."""
         zero = np.zeros(n_genes)
-        return cls(zero, zero, zero, np.ones(n_genes))
+        return cls(zero, zero, zero, np.array(MOST_DF), np.array(MOST_DF))
 
     def of_mean(self, genes: np.ndarray) -> Self:
         """What is left of the mean over some of the genes; one gene."""
         spread, error = (np.sqrt(np.square(sd_g[genes]).sum()) for sd_g in (self.sd_g, self.error_g))
-        parts = self.mean_g[genes].mean(), spread / len(genes), error / len(genes), self.df_g[genes].min()
-        return type(self)(*np.reshape(parts, (4, 1)))
+        parts = self.mean_g[genes].mean(), spread / len(genes), error / len(genes)
+        mean, spread, error = np.reshape(parts, (3, 1))
+        return type(self)(mean, spread, error, self.df, self.df_labels)
 
     def add_to(
         self, deltas: np.ndarray, penetrance: float, labels: Sequence[str], n_targets: np.ndarray, seed: int
@@ -74,12 +77,13 @@ class Discrepancy(NamedTuple):
         rng = np.random.default_rng(stream(seed, 5))
         shape = len(deltas), len(self.mean_g)
         # A t is a normal whose variance is not known; one spread of a gene for all labels of a draw.
-        scale = np.sqrt(self.df_g / rng.chisquare(self.df_g, shape)).astype(np.float32)
+        scale = np.sqrt(self.df / rng.chisquare(self.df, shape)).astype(np.float32)
         shared = _centred(scale * rng.standard_normal(shape, np.float32)) * self.error_g
         for i, (label, n) in enumerate(zip(labels, n_targets, strict=True)):
             if n:
                 rng = np.random.default_rng([seed, *label.encode()])
-                own = _centred(scale * rng.standard_normal(shape, np.float32))
+                of_label = np.sqrt((self.df_labels - 2) / rng.chisquare(self.df_labels, (len(deltas), 1)))
+                own = _centred(of_label * scale * rng.standard_normal(shape, np.float32))
                 left = self.mean_g + shared + np.sqrt(n) * self.sd_g * own
                 deltas[:, i] += (penetrance * left).astype(np.float32)
 
@@ -137,7 +141,8 @@ def believe(left: np.ndarray, noise: np.ndarray, n_targets: np.ndarray) -> Discr
     """Learn a normal with unknown mean and variance of each gene from what is left of some labels.
 
     Of the conjugate belief, the mean counts as one perturbation of which nothing is left, and the variance as
-    that of so many perturbations as the spread of the variances over the genes speaks for.
+    that of so many perturbations as the spread of the variances over the genes speaks for. The spread of what
+    is left over the labels, all genes together, says how heavy the tails are.
 
     Parameters
     ----------
@@ -167,21 +172,22 @@ def believe(left: np.ndarray, noise: np.ndarray, n_targets: np.ndarray) -> Discr
     between_g = (np.square(mean_g) - np.square(weight_l / total) @ noise) * number / (number + 1.0)
     variance_g = (within_g + between_g) / number
 
-    typical_variance = max(variance_g.mean(), 0.0)
-    pooled = _pooled(variance_g, number)
+    pooled = _degrees(variance_g, number)
     df = pooled + number
-    sd_g = np.sqrt(np.maximum((pooled * typical_variance + number * variance_g) / df, 0.0))
+    sd_g = np.sqrt(np.maximum((pooled * variance_g.mean() + number * variance_g) / df, 0.0))
     shrunk_g = mean_g * number / (number + 1.0)
-    return Discrepancy(shrunk_g, sd_g, sd_g / np.sqrt(number + 1.0), np.full_like(sd_g, df))
+    variance_l = (np.square(left - mean_g).mean(axis=1) - noise_l) / n_targets
+    labels = _degrees(variance_l, np.inf)
+    return Discrepancy(shrunk_g, sd_g, sd_g / np.sqrt(number + 1.0), np.array(df), np.array(labels))
 
 
-def _pooled(variance_g: np.ndarray, number: float) -> float:
-    """Perturbations that the other genes count for: many where all genes have one variance.
+def _degrees(variances: np.ndarray, number: float) -> float:
+    """Degrees of freedom of the scaled inverse chi-square that variances are drawn from, by two moments.
 
-    From the mean and variance of a scaled inverse chi-square, beyond those of variances of so few numbers.
+    Each variance is that of so many numbers, and varies by that. Few where variances differ.
     """
-    square = np.square(variance_g).mean() / (1.0 + 2.0 / number)
-    excess = square - variance_g.mean() ** 2
+    square = np.square(variances).mean() / (1.0 + 2.0 / number)
+    excess = square - variances.mean() ** 2
     if excess <= 0:
-        return MOST_POOLED
-    return min(LEAST_POOLED + 2.0 * variance_g.mean() ** 2 / excess, MOST_POOLED)
+        return MOST_DF
+    return min(LEAST_DF + 2.0 * variances.mean() ** 2 / excess, MOST_DF)

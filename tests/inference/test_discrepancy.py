@@ -15,7 +15,7 @@ from sccvae_pyro.inference.posterior import Push
 
 G = 3
 MEAN, SD, ERROR = np.array([0.5, 0.0, -0.2]), np.array([0.3, 0.0, 0.1]), np.array([0.1, 0.0, 0.05])
-BELIEVED = Discrepancy(MEAN, SD, ERROR, np.full(G, 20.0))
+BELIEVED = Discrepancy(MEAN, SD, ERROR, np.array(20.0), np.array(10.0))
 
 
 def observed_profiles(n_labels, n_cells, noise_sd, seed=0, n_targets=1):
@@ -115,9 +115,37 @@ def test_interval_covers_what_is_left_of_another_perturbation(n_labels, spread):
         noise = np.tile(0.01 * 20 / rng.integers(20, 300, size=(n_labels, 1)), (1, 300))
         left = rng.normal(mean, np.sqrt(sd**2 + noise))
         found = believe(left, noise, np.ones(n_labels))
-        width = stats.t(found.df_g).ppf(0.95) * np.hypot(found.sd_g, found.error_g)
+        width = stats.t(found.df).ppf(0.95) * np.hypot(found.sd_g, found.error_g)
         hits.append(np.abs(rng.normal(mean, sd) - found.mean_g) <= width)
     assert 0.83 < np.mean(hits) < 0.97
+
+
+def test_tails_are_as_heavy_as_what_is_left_of_single_perturbations():
+    """Scales of perturbations from an inverse chi-square of 12: a quarter of one perturbation's variance."""
+    rng = np.random.default_rng(0)
+    scale = np.sqrt(10 / rng.chisquare(12, size=(4000, 1)))
+    left = scale * rng.normal(size=(4000, 400))
+    noise = np.full_like(left, 0.5)
+    noisy = left + np.sqrt(noise) * rng.normal(size=left.shape)
+    assert float(believe(noisy, noise, np.ones(4000)).df_labels) == pytest.approx(12, rel=0.25)
+    assert float(believe(left / scale, 0 * noise, np.ones(4000)).df_labels) > 100
+
+
+@pytest.mark.parametrize("df", [5.0, 1000.0], ids=["heavy tails", "normal"])
+def test_draws_cover_what_is_left_of_another_perturbation(df):
+    """At every level, not at one: a normal of the same variance holds .6 of heavy tails at a nominal .5."""
+    rng = np.random.default_rng(1)
+
+    def labels(n):
+        return np.sqrt((df - 2) / rng.chisquare(df, size=(n, 1))) * rng.normal(size=(n, 200))
+
+    found = believe(labels(300), np.zeros((300, 200)), np.ones(300))
+    drawn = np.zeros((4000, 1, 200), dtype=np.float32)
+    found.add_to(drawn, 1.0, ["A"], np.array([1]), 0)
+    new = labels(4000)
+    for level in (0.5, 0.9, 0.95):
+        low, high = np.quantile(drawn[:, 0], [0.5 - level / 2, 0.5 + level / 2], axis=0)
+        assert ((new > low) & (new < high)).mean() == pytest.approx(level, abs=0.03)
 
 
 def added(penetrance=1.0, labels=("control", "A", "A+B"), n_targets=(0, 1, 2), n_draws=4000, seed=0):
