@@ -40,6 +40,7 @@ from sccvae_pyro.inference import (
     psis,
     replicates,
     results,
+    sbc,
     svi,
 )
 from sccvae_pyro.inference.checkpoint import checkpoint_folder
@@ -1143,6 +1144,56 @@ class SCCVAE:
             },
             coords,
         )
+
+    def sbc(
+        self,
+        inference: InferenceSpec | Mapping[str, Any] | str | Path | None = None,
+        *,
+        seeds: Sequence[int] = range(100),
+        unseen: Sequence[str] = (),
+        n_samples: int = 199,
+        **overrides: Any,
+    ) -> pd.DataFrame:
+        """Simulation-based calibration: fit what the model itself generates, and rank the truth among draws.
+
+        For every seed globals are drawn from their priors, and cells of the training screen, with their labels, library sizes and
+        covariates, from the program; guide and encoder are fitted anew, with decoder, origin and
+        shape of the noise known as they were fitted here; and a random quantity of every family is ranked.
+        Ranks are uniform if the posterior is right: ask :func:`sccvae_pyro.evaluate.uniformity` and
+        :func:`sccvae_pyro.plots.rank_ecdf`. The model itself does not change. Every seed costs a fit: use few cells and nodes.
+
+        Parameters
+        ----------
+        inference, overrides
+            How to fit, as in :meth:`fit`; the seed is that of the replicate.
+        seeds
+            One for each replicate.
+        unseen
+            Genes without cells whose predicted perturbations are ranked, too.
+        n_samples
+            Posterior draws; with 1 added, a number with many divisors.
+
+        Returns
+        -------
+        DataFrame
+            One row for each ``replicate`` (its seed) and ``family``, the sites of the globals, the ``change of state`` by a
+            perturbation, and its ``change of mean`` profile, seen and unseen; ``entry``, position of the quantity in its family;
+            ``truth``; ``mean`` and ``sd`` of the draws; ``rank``, draws below the truth; ``draws``, their number.
+
+        Raises
+        ------
+        InputError
+            If the model is not fitted or has no screen, ``unseen`` cannot be predicted, or a setting is
+            unknown.
+        """
+        self._require_fit()
+        screen = self._require_screen("simulate it again")
+        check_counts(least=2, n_samples=n_samples)
+        for seed in seeds:
+            check_seed(seed)
+        described = self._describe(self._labels(unseen)) if len(unseen) else None
+        world = sbc.World(self.program, self.spec, self.features, screen, described)
+        return sbc.replicates(world, InferenceSpec.read(inference, **overrides), seeds, n_samples)
 
     def describe(self) -> str:
         """Write the program as equations, with the chosen priors; print it."""

@@ -4,6 +4,7 @@ from sccvae_pyro.evaluate.baselines import BASELINES, Training, predict_baseline
 from sccvae_pyro.evaluate.graphs import score_graph
 from sccvae_pyro.evaluate.results import METRICS, Metric, Scores
 from sccvae_pyro.evaluate.score import score
+from sccvae_pyro.evaluate.uniformity import uniformity
 
 __all__ = [
     "BASELINES",
@@ -14,4 +15,5 @@ __all__ = [
     "predict_baselines",
     "score",
     "score_graph",
+    "uniformity",
 ]

@@ -14,6 +14,7 @@ from sccvae_pyro.plots.penetrance import penetrance_forest
 from sccvae_pyro.plots.posterior import posterior_predictive
 from sccvae_pyro.plots.predictions import compare, predicted_against_observed, top_genes
 from sccvae_pyro.plots.priors import prior_predictive
+from sccvae_pyro.plots.ranks import rank_ecdf
 from sccvae_pyro.plots.scores import score_forest
 from sccvae_pyro.plots.style import Plot
 from sccvae_pyro.plots.training import training_curve
@@ -34,6 +35,7 @@ __all__ = [
     "posterior_predictive",
     "predicted_against_observed",
     "prior_predictive",
+    "rank_ecdf",
     "risk_coverage",
     "score_forest",
     "strongest_edges",
