@@ -15,9 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-import pyro
 import torch
-from pyro import poutine
 from torch import nn
 
 from sccvae_pyro.data.features import FeatureTable
@@ -136,9 +134,14 @@ def generate(world: World, seed: int) -> tuple[Draws, Screen]:
     """Draw globals from their priors, and the cells of a screen from the program given them."""
     program, screen = world.program, world.screen
     truth = posterior.draw_prior(program, 1, stream(seed, 10))
-    known = poutine.condition(poutine.uncondition(program.model), data=truth.values)
-    with seeded(stream(seed, 14)), pyro.plate("draws", 1, dim=-2):
-        x_cg = known(screen[np.arange(len(screen))])[0]
+    batch = screen[np.arange(len(screen))]
+    push = truth.push_of(batch)
+    with seeded(stream(seed, 14)):
+        share_c = program.priors.responders.share(push.share[0])
+        z_ck = program.noise(program.baseline).sample(share_c.shape)
+        library_c = program.library(batch.library_c)
+        state_ck = scm.respond(z_ck, share_c.unsqueeze(-1) * push.action[0], truth.B[0])
+        x_cg = posterior.expression(program, truth, 0, state_ck, library_c, batch.covariates_cv).sample()
     return truth, replace(screen, matrix=x_cg.numpy())
 
 
@@ -168,11 +171,12 @@ def hold(program: Program, truth: Program) -> None:
 def quantities(world: World, draws: Draws, seed: int) -> dict[str, np.ndarray]:
     """What is ranked, by family, each ``draws x entries``: functions of the globals.
 
-    Every site of the globals; the change of the mean state by each perturbation, ``action (I - B)^-1``; the change of the mean
+    Every site of the globals, and ``B`` where it follows from others; the change of the mean state by each perturbation, ``action (I - B)^-1``; the change of the mean
     profile by each perturbation, seen and unseen, over the same cells for all draws.
     """
     program = world.program
     found = {name: value.reshape(len(draws), -1) for name, value in draws.values.items()}
+    found["B"] = draws.B.reshape(len(draws), -1)
     still = torch.zeros(len(draws), 1, program.sizes.nodes)
     found[STATE] = scm.respond(still, draws.action_pa, draws.B).reshape(len(draws), -1)
     table = {name: value.double().numpy() for name, value in found.items()}
