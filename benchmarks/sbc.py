@@ -4,9 +4,10 @@
     python benchmarks/sbc.py --members graph=Horseshoe penetrance=Gamma --replicates 100
 
 450 cells of 10 perturbations, 20 genes and 4 nodes, whose decoder is known; an eleventh perturbation has no
-cells. In each replicate the globals are drawn from their priors and the cells from the program, guide and encoder
-are fitted, and one quantity of every family is ranked among 199 draws. Replicate ``i`` has seed ``i``. Stored after
-every replicate: a second run goes on with those that are missing. A minute for each on one busy core.
+cells. In each replicate the globals are drawn from their priors and the cells from the program, guide and
+encoder are fitted, and one quantity of every family is ranked among 199 draws
+(replicate ``i`` has seed ``i``).
+Stored after every replicate: a second run goes on with those that are missing. A minute for each on one core.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ SETTINGS = {
 
 
 def template(seed: int = 0) -> AnnData:
-    """Cells with labels, guides, library sizes and features; their counts say no more than the proportions of genes."""
+    """Cells with labels, guides, library sizes and features; counts give the proportions of genes."""
     rng = np.random.default_rng(seed)
     genes = [f"gene_{g:02d}" for g in range(GENES)]
     labels = np.repeat(["control", *genes[:PERTURBATIONS]], [CONTROLS] + [CELLS] * PERTURBATIONS)
@@ -74,7 +75,7 @@ def template(seed: int = 0) -> AnnData:
 
 
 def world(member: str) -> sbc.World:
-    """What all replicates of a member share: a program whose decoder is linear, but for what it starts with."""
+    """What all replicates of a member share: above all a program with a known decoder, nearly linear."""
     adata = template()
     coding = Coding.of(adata)
     slot, _, name = member.partition("=")

@@ -1156,11 +1156,11 @@ class SCCVAE:
     ) -> pd.DataFrame:
         """Simulation-based calibration: fit what the model itself generates, and rank the truth among draws.
 
-        For every seed globals are drawn from their priors, and cells of the training screen, with their labels, library sizes and
-        covariates, from the program; guide and encoder are fitted anew, with decoder, origin and
-        shape of the noise known as they were fitted here; and a random quantity of every family is ranked.
-        Ranks are uniform if the posterior is right: ask :func:`sccvae_pyro.evaluate.uniformity` and
-        :func:`sccvae_pyro.plots.rank_ecdf`. The model itself does not change. Every seed costs a fit: use few cells and nodes.
+        For every seed globals are drawn from their priors, and from the program cells with the labels,
+        library sizes and covariates of the training screen; guide and encoder are fitted anew, with decoder,
+        origin and shape of the noise known; and one quantity of every family, picked at random, is ranked.
+        Ranks are uniform if the posterior is right: see :func:`sccvae_pyro.evaluate.uniformity` and
+        :func:`sccvae_pyro.plots.rank_ecdf`. The model itself does not change. Every seed costs a fit.
 
         Parameters
         ----------
@@ -1176,9 +1176,10 @@ class SCCVAE:
         Returns
         -------
         DataFrame
-            One row for each ``replicate`` (its seed) and ``family``, the sites of the globals, the ``change of state`` by a
-            perturbation, and its ``change of mean`` profile, seen and unseen; ``entry``, position of the quantity in its family;
-            ``truth``; ``mean`` and ``sd`` of the draws; ``rank``, draws below the truth; ``draws``, their number.
+            One row for each ``replicate`` (its seed) and ``family``: the sites of the globals, the
+            ``change of state`` by a perturbation, and its ``change of mean`` profile, ``seen`` or ``unseen``.
+            Columns ``entry``, position of the quantity in its family; ``truth``; ``mean`` and ``sd`` of the draws;
+            ``rank``, draws below the truth; ``draws``, their number.
 
         Raises
         ------

@@ -41,10 +41,11 @@ def uniformity(ranks: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row for each ``family``: ``n``, number of ranks; ``mean``, of the rank over its range, 0.5 if uniform, below
-        where draws lie above the truth; ``spread``, sd of the ranks over that of uniform ones, above 1 where the posterior is too
-        narrow; ``bins`` and ``p`` of a chi-square test, NaN with too few ranks; ``p_corrected`` for the number of families (Holm 1979, Scand J
-        Stat 6:65); ``inside``: whether the empirical distribution stays within :func:`ecdf_band`.
+        One row for each ``family``: ``n``, number of ranks; ``mean`` of the ranks over their range, 0.5 if
+        uniform, below where draws lie above the truth; ``spread``, root mean square distance of ranks from
+        the middle over that of uniform ones, above 1 where the posterior is too narrow; ``bins`` and ``p`` of
+        a chi-square test, NaN with too few ranks; ``p_corrected`` for the number of families (Holm 1979,
+        Scand J Stat 6:65); ``inside``: whether the empirical distribution stays within :func:`ecdf_band`.
 
     Raises
     ------
@@ -52,7 +53,8 @@ def uniformity(ranks: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         If a rank lies outside 0 to its number of draws, or the ranks of a family are among different
         numbers of draws.
     """
-    rows = {str(family): _test(str(family), group, level) for family, group in ranks.groupby("family", sort=False)}
+    groups = ranks.groupby("family", sort=False)
+    rows = {str(family): _test(str(family), group, level) for family, group in groups}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("family")
     table.insert(table.columns.get_loc("p") + 1, "p_corrected", holm(table["p"].to_numpy()))
     return table
@@ -117,8 +119,8 @@ def ecdf(rank: np.ndarray, n_draws: int) -> tuple[np.ndarray, np.ndarray]:
 def ecdf_band(n: int, n_draws: int, level: float = 0.95, seed: int = 0) -> Band:
     """Give a simultaneous band of the empirical distribution of uniform ranks.
 
-    Of pointwise binomial intervals, those whose joint coverage is the level, found by simulation (Sailynoja, Burkner
-    & Vehtari 2022, Statistics and Computing 32:32).
+    Of pointwise binomial intervals, those whose joint coverage is the level, found by simulation (Säilynoja,
+    Bürkner & Vehtari 2022, Stat Comput 32:32).
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 Globals are drawn from their priors and cells from the program given them, with the labels, library sizes and
 covariates of a screen; the guide is fitted to these cells, and the true value of a quantity ranked among its
 posterior draws. Over replicates ranks are uniform if the posterior is right (Talts et al. 2018,
-arXiv:1804.06788); whatever is a function of the globals can be ranked (Modrak et al. 2023, Bayesian Analysis
+arXiv:1804.06788); whatever is a function of the globals can be ranked (Modrák et al. 2023, Bayesian Anal
 20:461). Networks and the shape of the noise are point estimates of the model, no part of its prior: they are
 known to the fit, and all else is learned anew.
 """
@@ -99,8 +99,9 @@ def replicate(
     Returns
     -------
     DataFrame
-        One row for each ``family``: ``replicate``, the seed; ``entry``, position of the quantity in its family;
-        ``truth``; ``mean`` and ``sd`` of the draws; ``rank``, draws below the truth; ``draws``, their number.
+        One row for each ``family``: ``replicate``, the seed; ``entry``, position of the quantity in its
+        family; ``truth``; ``mean`` and ``sd`` of the draws; ``rank``, draws below the truth; ``draws``, their
+        number.
     """
     rng = np.random.default_rng([seed, 11])
     entries = {family: int(rng.choice(among)) for family, among in open_.items()}
@@ -117,7 +118,7 @@ def replicate(
 
 
 def open_entries(world: World) -> dict[str, np.ndarray]:
-    """Positions of the quantities of each family that the prior leaves open; families without any are left out."""
+    """Find the quantities of each family that the prior leaves open; a family without any is left out."""
     believed = quantities(world, posterior.draw_prior(world.program, PRIOR_DRAWS, 0), 0)
     found = {family: np.flatnonzero(np.ptp(draws, axis=0) > 0) for family, draws in believed.items()}
     return {family: entries for family, entries in found.items() if len(entries)}
@@ -171,8 +172,9 @@ def hold(program: Program, truth: Program) -> None:
 def quantities(world: World, draws: Draws, seed: int) -> dict[str, np.ndarray]:
     """What is ranked, by family, each ``draws x entries``: functions of the globals.
 
-    Every site of the globals, and ``B`` where it follows from others; the change of the mean state by each perturbation, ``action (I - B)^-1``; the change of the mean
-    profile by each perturbation, seen and unseen, over the same cells for all draws.
+    Every site of the globals, and ``B`` where it follows from others; the change of the mean state by each
+    perturbation; and the change of the mean profile by each, seen and unseen, over the same cells for all
+    draws.
     """
     program = world.program
     found = {name: value.reshape(len(draws), -1) for name, value in draws.values.items()}

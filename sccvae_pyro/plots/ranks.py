@@ -14,8 +14,8 @@ def rank_ecdf(ranks: pd.DataFrame, family: str, level: float = 0.95, ax: Axes | 
     """Draw the distribution of the ranks of a family, less the uniform one, with its simultaneous band.
 
     Within the band: nothing speaks against the posterior. First above zero and then below: too many low and
-    high ranks, intervals are too narrow; first below and then above: too wide. Above zero throughout: draws lie above the
-    truth; below: under it. Source: Sailynoja, Burkner & Vehtari 2022, Statistics and Computing 32:32.
+    high ranks, intervals are too narrow; first below and then above: too wide. Above zero throughout: draws
+    lie above the truth; below: under it. Source: Säilynoja, Bürkner & Vehtari 2022, Stat Comput 32:32.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def rank_ecdf(ranks: pd.DataFrame, family: str, level: float = 0.95, ax: Axes | 
     difference = {"difference": share - at, "low": band.low - at, "high": band.high - at}
     data = pd.DataFrame({"fraction": at, **difference})
     ax = axes(ax, 4.0, 3.0)
-    ax.fill_between(at, data["low"], data["high"], color=FAINT, linewidth=0, label=f"{level:.0%} of uniform ranks")
+    ax.fill_between(at, data["low"], data["high"], color=FAINT, linewidth=0)
     ax.axhline(0, color=INK, linewidth=0.8, linestyle="--")
     ax.step(at, data["difference"], where="mid", color=MODEL, linewidth=1.4)
     ax.set_xlim(0, 1)

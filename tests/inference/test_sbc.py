@@ -70,7 +70,8 @@ def test_ties_are_broken_evenly():
 
 
 def test_correction_is_that_of_holm():
-    assert holm(np.array([0.01, 0.04, np.nan, 0.03])) == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
+    corrected = holm(np.array([0.01, 0.04, np.nan, 0.03]))
+    assert corrected == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
 
 
 def test_bins_divide_the_ranks_and_hold_five_each():
