@@ -1178,8 +1178,8 @@ class SCCVAE:
         DataFrame
             One row for each ``replicate`` (its seed) and ``family``: the sites of the globals, the
             ``change of state`` by a perturbation, and its ``change of mean`` profile, ``seen`` or ``unseen``.
-            Columns ``entry``, position of the quantity in its family; ``truth``; ``mean`` and ``sd`` of the draws;
-            ``rank``, draws below the truth; ``draws``, their number.
+            Columns ``entry``, position of the quantity in its family; ``truth``; ``mean`` and ``sd`` of the
+            draws; ``rank``, draws below the truth; ``draws``, their number.
 
         Raises
         ------
