@@ -5,9 +5,9 @@
 
 450 cells of 10 perturbations, 20 genes and 4 nodes, whose decoder is known; an eleventh perturbation has no
 cells. In each replicate the globals are drawn from their priors and the cells from the program, guide and
-encoder are fitted, and one quantity of every family is ranked among 199 draws. The
-replicate ``i`` has seed ``i``. Stored after every replicate: a second run goes on with those that are missing.
-A minute for each on one core.
+encoder are fitted, and one quantity of every family is ranked among 199 draws. The seed of a replicate is its
+number. Stored after every replicate: a second run goes on with those that are missing. A minute or more for
+each on one core.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LOADING = 0.4
 
 MODEL = {"n_nodes": NODES, "hidden": (64,)}
 FIT = {"max_epochs": 250, "batch_size": 64, "patience": 250, "learning_rate": 0.02}
-"""1,500 steps, four times as long as by default: ``fit`` would make 60 of so few cells, far from the optimum."""
+"""1,500 steps, each four times the default: ``fit`` would make 60 of so few cells, far from the optimum."""
 
 N_DRAWS = 199
 DEFAULT = "default"
