@@ -16,6 +16,7 @@ from sccvae_pyro.plots.predictions import compare, predicted_against_observed, t
 from sccvae_pyro.plots.priors import prior_predictive
 from sccvae_pyro.plots.ranks import rank_ecdf
 from sccvae_pyro.plots.scores import score_forest
+from sccvae_pyro.plots.sensitivity import sensitivity
 from sccvae_pyro.plots.style import Plot
 from sccvae_pyro.plots.training import training_curve
 
@@ -38,6 +39,7 @@ __all__ = [
     "rank_ecdf",
     "risk_coverage",
     "score_forest",
+    "sensitivity",
     "strongest_edges",
     "top_genes",
     "training_curve",

@@ -18,6 +18,7 @@ from sccvae_pyro.plots.style import (
     axes,
     finish,
     rows,
+    within,
 )
 
 SHOWN_LABELS = 12
@@ -52,7 +53,7 @@ def posterior_predictive(items: pd.DataFrame, ax: Axes | None = None) -> Plot:
         left, bottom = 0.1 + 0.52 * (place % 2), 0.6 - 0.51 * (place // 2)
         panel = ax.inset_axes((left, bottom, 0.38, 0.34))
         PANELS[str(quantity)](panel, part)
-        _within(panel)
+        within(panel)
     ax.legend(
         handles=HANDLES,
         loc="upper center",
@@ -63,13 +64,6 @@ def posterior_predictive(items: pd.DataFrame, ax: Axes | None = None) -> Plot:
         fontsize=SMALL,
     )
     return Plot(ax, items)
-
-
-def _within(ax: Axes) -> None:
-    """Keep the ticks that the limits show: labels of the others lie on the panels around."""
-    for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-        low, high = sorted(limits)
-        axis.set_ticks([place for place in axis.get_majorticklocs() if low <= place <= high])
 
 
 def _variance(ax: Axes, part: pd.DataFrame) -> None:

@@ -70,6 +70,13 @@ def rows(ax: Axes, names: Sequence[str]) -> None:
     ax.set_axisbelow(True)
 
 
+def within(ax: Axes) -> None:
+    """Keep the ticks that the limits show: labels of the others lie on the panels around."""
+    for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+        low, high = sorted(limits)
+        axis.set_ticks([place for place in axis.get_majorticklocs() if low <= place <= high])
+
+
 def whiskers(low: np.ndarray, middle: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Lengths below and above the middle, as matplotlib wants them (2 x N)."""
     return np.maximum([np.subtract(middle, low), np.subtract(high, middle)], 0.0)

@@ -182,6 +182,17 @@ def believed():
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).astype({"inside": "boolean"})
 
 
+@pytest.fixture
+def swapped(rng):
+    """Predictions and density under two other beliefs and a restart; of the second no density is known."""
+    change = {"default": 0.0, "sparse graph": 0.9, "molecules generated": 0.1, "restart": 0.3}
+    rows = [(s, p, level * np.exp(0.4 * rng.normal())) for s, level in change.items() for p in PERTURBATIONS]
+    density = pd.DataFrame(
+        {"spec": list(change), "difference": [0.0, -0.5, np.nan, 0.1], "se": [0.0, 0.1, np.nan, 0.1]}
+    )
+    return pd.DataFrame(rows, columns=["spec", "perturbation", "in_sds"]), density
+
+
 def modules_of(n):
     """Modules of n perturbations along seven directions, a few of them alone and a few without an effect."""
     rng = np.random.default_rng(0)

@@ -31,6 +31,7 @@ def pictures(
     interactions,
     modules,
     many_modules,
+    swapped,
 ):
     """Every plot under its name."""
     table, pair = scores.table(), plots.compare(predictions, observed, "P3")
@@ -55,6 +56,7 @@ def pictures(
         "module heatmap": plots.module_heatmap(modules),
         "map of many": plots.module_map(many_modules),
         "heatmap of many": plots.module_heatmap(many_modules),
+        "sensitivity": plots.sensitivity(*swapped),
     }
 
 
@@ -380,6 +382,24 @@ def test_heatmap_without_an_effect_is_refused():
 
 
 # Labels that keep apart
+
+
+def test_other_beliefs_stand_beside_a_restart(swapped):
+    predictions, density = swapped
+    plot = plots.sensitivity(predictions, density)
+    assert list(plot.data.index) == ["sparse graph", "molecules generated", "restart"]
+    median = predictions.groupby("spec")["in_sds"].median()
+    np.testing.assert_allclose(plot.data["in_sds"], median[plot.data.index])
+    assert plot.data.loc["sparse graph", "high"] == pytest.approx(-0.5 + 1.96 * 0.1)
+    _, right = plot.ax.child_axes
+    assert [text.get_text() for text in right.texts] == ["not comparable"]
+    assert right.get_xscale() == "linear"
+
+
+def test_densities_far_apart_share_an_axis(swapped):
+    predictions, density = swapped
+    far = density.assign(difference=density["difference"] * 1000)
+    assert plots.sensitivity(predictions, far).ax.child_axes[1].get_xscale() == "symlog"
 
 
 def test_apart_moves_only_crowded_positions():
