@@ -5,6 +5,7 @@ from sccvae_pyro.data import datasets, features, splits
 from sccvae_pyro.data.schema import setup_anndata
 from sccvae_pyro.errors import InputError, InputWarning
 from sccvae_pyro.sccvae import SCCVAE
+from sccvae_pyro.sensitivity import sensitivity
 from sccvae_pyro.stability import restarts
 
 __version__ = "0.1.0"
@@ -19,6 +20,7 @@ __all__ = [
     "plots",
     "priors",
     "restarts",
+    "sensitivity",
     "setup_anndata",
     "splits",
 ]

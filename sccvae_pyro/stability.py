@@ -122,7 +122,7 @@ def _compare(answers: Sequence[pd.DataFrame]) -> dict[str, float]:
     """Agreement of the posterior means of starts; an edge that a start never draws has weight zero there."""
     tables = pd.concat(dict(enumerate(answers)), axis=1).fillna(0.0).swaplevel(axis=1)
     means = tables["mean"].to_numpy().T
-    correlations = [_correlation(one, other) for one, other in combinations(means, 2)]
+    correlations = [correlation(one, other) for one, other in combinations(means, 2)]
     between = float(np.sqrt(means.var(axis=0, ddof=1).mean()))
     within = float(np.sqrt(np.square(tables["sd"].to_numpy()).mean())) if "sd" in tables else np.nan
     return {
@@ -135,7 +135,7 @@ def _compare(answers: Sequence[pd.DataFrame]) -> dict[str, float]:
     }
 
 
-def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Pearson correlation; NaN where there is nothing that varies."""
     varies = len(np.unique(one)) > 1 and len(np.unique(other)) > 1
     return float(np.corrcoef(one, other)[0, 1]) if varies else np.nan
