@@ -575,7 +575,8 @@ class SCCVAE:
         Returns
         -------
         DataFrame indexed by cell; columns ``perturbation``, ``mean``, ``sd``, ``q05``, ``q95``; control cells
-        are left out.
+        are left out. With ``Beta`` these are of the probability, over what is open of the globals; with
+        ``Dose`` of the share itself, over what is open of the cell, too.
 
         Raises
         ------
@@ -590,7 +591,7 @@ class SCCVAE:
                 'responders="Beta" (some cells escape) or "Dose" (by degrees).'
             )
         screen = self.coding.screen(adata)
-        table = results.responders(self.program, self._draws(n_samples, seed), screen)
+        table = results.responders(self.program, self._draws(n_samples, seed), screen, seed)
         table.index = adata.obs_names
         table.insert(0, "perturbation", screen.labels.to_numpy())
         return table[~screen.is_control]

@@ -18,7 +18,7 @@ from sccvae_pyro.inference import posterior
 from sccvae_pyro.inference.posterior import Controls, Draws, Push
 from sccvae_pyro.models import scm
 from sccvae_pyro.models.program import Program
-from sccvae_pyro.models.responders import Evidence
+from sccvae_pyro.models.responders import Evidence, RespondersPrior
 from sccvae_pyro.models.slot import Described
 
 KEPT_CONTROLS = 1024
@@ -27,6 +27,7 @@ KEPT_CONTROLS = 1024
 CELLS_PER_DRAW = 64
 DISCREPANCY_DRAWS, DISCREPANCY_CELLS = 16, 32
 BLOCK_CELLS = 1024
+SHARES_PER_DRAW = 8
 
 
 def remember_controls(program: Program, screen: Screen, seed: int) -> Controls:
@@ -227,21 +228,36 @@ def latent(program: Program, draws: Draws, screen: Screen, kind: str, block: int
 
 
 @torch.no_grad()
-def responders(program: Program, draws: Draws, screen: Screen, block: int = 2048) -> pd.DataFrame:
-    """Expected share of its shift that each cell shows, over draws of the globals."""
+def responders(program: Program, draws: Draws, screen: Screen, seed: int, block: int = 2048) -> pd.DataFrame:
+    """Share of its shift that each cell shows, over draws of the globals.
+
+    Where cells respond or escape, of the probability of a response; where by degrees, of the share itself,
+    with what a cell leaves open of it even if the globals are known.
+    """
     table = {name: np.empty(len(screen)) for name in ("mean", "sd", "q05", "q95")}
     for rows, batch in screen.batches(np.arange(len(screen)), block):
         state_ck, trust_k = program.encode(batch)
         own = draws.push_of(batch)
-        shares = [
-            program.priors.responders.expected(
-                own.share[s], Evidence(state_ck, trust_k, draws.B[s], own.action[s])
-            )
-            for s in range(len(draws))
-        ]
-        for name, values in posterior.summarise(torch.stack(shares).numpy()).items():
+        with posterior.seeded(posterior.stream(seed, 6, int(rows[0]))):
+            shares = [
+                _shares(
+                    program.priors.responders,
+                    own.share[s],
+                    Evidence(state_ck, trust_k, draws.B[s], own.action[s]),
+                )
+                for s in range(len(draws))
+            ]
+        for name, values in posterior.summarise(torch.cat(shares).numpy()).items():
             table[name][rows] = values
     return pd.DataFrame(table)
+
+
+def _shares(prior: RespondersPrior, mean_c: Tensor, evidence: Evidence) -> Tensor:
+    """What one draw of the globals says of the share of each cell, ``values x cells``."""
+    if prior.enumerated:
+        return prior.expected(mean_c, evidence).unsqueeze(0)
+    several = evidence.state_ck.expand(SHARES_PER_DRAW, *evidence.state_ck.shape)
+    return prior.propose(mean_c, evidence._replace(state_ck=several))
 
 
 def log_density(program: Program, draws: Draws, screen: Screen, push: Push, seed: int) -> np.ndarray:

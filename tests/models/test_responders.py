@@ -199,6 +199,28 @@ def test_everything_can_be_asked(screen, responders, tmp_path):
     )
 
 
+def test_spread_of_a_dose_is_that_of_the_cell_too(screen):
+    """By the law of total variance: within draws of the globals, and between them."""
+    model = model_with(screen, "Dose").fit(max_epochs=1, batch_size=64, progress=False)
+    cells = screen[screen.obs["perturbation"] == "G0001"].copy()
+    table = model.responders(cells, n_samples=400)
+    batch = model.coding.screen(cells)[np.arange(cells.n_obs)]
+    draws = posterior.draw(model.program, 400, 0)
+    with torch.no_grad():
+        state, trust = model.program.encode(batch)
+        own = draws.push_of(batch)
+        evidence = [Evidence(state, trust, draws.B[s], own.action[s]) for s in range(400)]
+        mean, sd = (
+            torch.stack(part) for part in zip(*map(model.priors.responders._posterior, evidence), strict=True)
+        )
+    sd = sd.expand_as(mean)
+    np.testing.assert_allclose(table["mean"], mean.mean(0), rtol=0.05)
+    np.testing.assert_allclose(table["sd"], (sd.square().mean(0) + mean.var(0)).sqrt(), rtol=0.1)
+    assert (table["sd"] > 2 * mean.std(0).numpy()).mean() > 0.9
+    again = model.responders(cells, n_samples=400)
+    np.testing.assert_array_equal(table["q95"], again["q95"])
+
+
 def test_cells_that_all_respond_have_no_table(screen):
     model = model_with(screen, "AllCells").fit(max_epochs=1, batch_size=64, progress=False)
     with pytest.raises(InputError, match="Beta"):
