@@ -32,6 +32,7 @@ bench: $(INSTALLED)  ## slow checks, and the results of the README (the real scr
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/next_experiment.py
 	$(BIN)/python benchmarks/modules.py
+	$(BIN)/python benchmarks/responders.py
 	PYTHONPATH=tests $(BIN)/python benchmarks/svi_against_nuts.py
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/graphs.py
