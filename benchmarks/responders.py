@@ -1,9 +1,9 @@
-"""Are cells that escaped told from those that responded? Simulated screens, and a real one.
+"""Are cells that escaped told from those that responded? Simulated screens.
 
-    python benchmarks/responders.py --seeds 0 1 2 --out benchmarks/results [--data FOLDER]
+    python benchmarks/responders.py --seeds 0 1 2 --out benchmarks/results
 
-Simulations: 30 perturbations of 200 cells, 1,000 control cells, 300 genes, 6 modules; four in five cells
-respond. The table has, for each seed and perturbation, the AUROC of a score of its cells against whether they
+30 perturbations of 200 cells, 1,000 control cells, 300 genes, 6 modules; four in five cells respond. The
+table has, for each seed and perturbation, the AUROC of a score of its cells against whether they
 responded, by method:
 
     SCCVAE      probability of a response, `responders()` of a model with `responders="Beta"`
@@ -20,23 +20,16 @@ and the Brier score of the two that are probabilities. Two sizes of effect stand
                 I + F^-1 in place of I
 
 A classifier of two normals that are d sds apart has an AUROC of Phi(d / sqrt 2): .76 at 1, .92 at 2.
-
-Real screen: THP1 cells of Papalexi et al. 2021, all 25 targets, no features. The table has for each seed and
-target the fraction of responders with its 90 % posterior interval, and whether the target has an effect by
-`modules()`: where it has none, nothing tells the fraction but that of the other targets. The folder (or the
-environment variable SCCVAE_DATA) is that of benchmarks/papalexi.py; without it this part is left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from papalexi import read
 from record import Clock, store_table
 from scipy import special
 from sklearn.metrics import roc_auc_score
@@ -44,7 +37,6 @@ from sklearn.metrics import roc_auc_score
 from sccvae_pyro import SCCVAE, datasets, setup_anndata
 from sccvae_pyro.data.counts import log1p_cp10k
 from sccvae_pyro.data.simulate import CONTROL, World
-from sccvae_pyro.inference.posterior import summarise
 
 SIZES = {
     "n_perturbations": 30,
@@ -56,7 +48,7 @@ SIZES = {
 BINS = (0.0, 1.0, 2.0, 3.0, np.inf)
 """Bounds of the sizes of effects that are reported together, sds."""
 
-STEPS, PROPOSALS, CELLS_AT_ONCE = 25, 50, 50
+STEPS, PROPOSALS, CELLS_AT_ONCE = 25, 200, 50
 """Steps to the mode of a cell's noise, proposals around it, and cells at once, of the oracle."""
 
 
@@ -215,31 +207,10 @@ def by_size(scores: pd.DataFrame, size: str) -> pd.DataFrame:
     return table.assign(perturbations=number)
 
 
-# The real screen
-
-
-def real(data: Path, seeds: list[int], clock: Clock) -> pd.DataFrame:
-    """Fraction of responders of every target, by seed."""
-    tables = []
-    for seed in seeds:
-        adata = read(data)
-        with clock.timing(f"fit, seed {seed}"):
-            model = SCCVAE(adata, responders="Beta").fit(seed=seed, progress=False)
-        drawn = model.to_arviz(n_samples=1000, seed=seed).posterior["responders"].sel(chain=0)
-        table = pd.DataFrame(summarise(drawn.to_numpy()), index=drawn["perturbation"].to_numpy())
-        cells = model.responders(adata, seed=seed)
-        table["cells"] = cells["perturbation"].value_counts()
-        table["likely"] = (cells["mean"] > 0.5).groupby(cells["perturbation"], observed=True).mean()
-        table["is_null"] = model.modules(seed=seed).table["is_null"]
-        tables.append(table.rename_axis("target").reset_index().assign(seed=seed))
-    return pd.concat(tables, ignore_index=True)
-
-
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of everything")
-    parser.add_argument("--data", default=os.environ.get("SCCVAE_DATA"), help="folder of the data")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     arguments = parser.parse_args()
 
@@ -249,13 +220,6 @@ def main() -> None:
     store_table(arguments.out, "responders", scores, clock, about)
     for size in ("state_sd", "read_sd"):
         print(by_size(scores, size).round(3).to_string())
-    if arguments.data is None:
-        print("Left out: Papalexi et al. 2021. Give the folder of the data: --data or SCCVAE_DATA.")
-        return
-    clock = Clock()
-    table = real(Path(arguments.data), arguments.seeds, clock)
-    about = {"benchmark": "responders of the targets of Papalexi et al. 2021", "seeds": arguments.seeds}
-    store_table(arguments.out, "papalexi_responders", table, clock, about)
 
 
 if __name__ == "__main__":
