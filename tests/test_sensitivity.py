@@ -16,7 +16,12 @@ QUICK = {"max_epochs": 2, "batch_size": 128, "n_samples": 10}
 
 @pytest.fixture(scope="module")
 def found(screen) -> Sensitivity:
-    specs = {"default": SMALL, "same": {}, "molecules": {"library": "Latent"}}
+    specs = {
+        "default": SMALL,
+        "same": {},
+        "weak": {"penetrance": {"name": "Fixed", "value": 1e-3}},
+        "molecules": {"library": "Latent"},
+    }
     return sv.sensitivity(screen, specs, **QUICK)
 
 
@@ -42,6 +47,15 @@ def test_a_restart_changes_something(found):
     assert (found.summary().loc[RESTART, "ratio"].dropna() == 1).all()
 
 
+def test_a_known_strength_shows(found):
+    """What is fixed has the fixed value; in sds of the reference, as the reference knows it."""
+    strengths = of(found.strengths, "weak")
+    np.testing.assert_allclose(strengths[["mean", "q05", "q95"]], 1e-3, rtol=1e-4)
+    assert (strengths["difference"] < -0.5).all() and (strengths["in_sds"] < -5).all()
+    assert found.summary().loc[("weak", "strengths"), "ratio"] > 5
+
+
+@pytest.mark.slow
 def test_a_prior_against_effects_shows():
     """With enough cells and epochs for effects to be learned where the prior lets them."""
     screen = set_up(small_screen(cells_per_perturbation=60, n_control=150), library_key="total_umi")
@@ -61,7 +75,7 @@ def test_a_prior_against_effects_shows():
 
 
 def test_tables_name_every_spec_in_order(found):
-    specs = ["default", "same", "molecules", RESTART]
+    specs = ["default", "same", "weak", "molecules", RESTART]
     for table in (found.predictions, found.strengths, found.density):
         assert list(table["spec"].unique()) == specs
     assert len(found.predictions) == len(found.strengths) == 8 * len(specs)
@@ -95,7 +109,7 @@ def test_edges_of_anchored_nodes_are_compared(screen):
 def test_numbers_repeat(found, screen):
     again = sv.sensitivity(screen, {"default": SMALL, "same": {}}, **QUICK)
     for table in ("predictions", "strengths", "density"):
-        first = getattr(found, table).query("spec != 'molecules'").reset_index(drop=True)
+        first = getattr(found, table).query("spec not in ['weak', 'molecules']").reset_index(drop=True)
         pd.testing.assert_frame_equal(first, getattr(again, table))
 
 
