@@ -38,6 +38,7 @@ bench: $(INSTALLED)  ## slow checks, and the results of the README (the real scr
 	$(BIN)/python benchmarks/graphs.py
 	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/papalexi.py
 	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/papalexi_guides.py
+	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/papalexi_responders.py
 	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/tables.py
 
 docs: $(INSTALLED)  ## execute the notebooks, in place
