@@ -42,6 +42,7 @@ from sccvae_pyro.inference import (
     results,
     sbc,
     svi,
+    uncertainty,
 )
 from sccvae_pyro.inference.checkpoint import checkpoint_folder
 from sccvae_pyro.inference.describe import describe
@@ -870,6 +871,72 @@ class SCCVAE:
             seed,
         )
         return choice.table(outlook, labels, [self._status(label) for label in labels], n, threshold)
+
+    def uncertainty_split(
+        self,
+        perturbations: Sequence[Perturbation] | str,
+        genes: Sequence[str] | None = None,
+        penetrance: float = 1.0,
+        n_samples: int = 64,
+        seed: int = 0,
+    ) -> uncertainty.Split:
+        """Say where the uncertainty of predicted means comes from.
+
+        The variance of the mean change that :meth:`predict` gives, split by Shapley effects among ``graph``;
+        ``penetrance``: strengths and, where cells escape, responding fractions; ``direction``: what is left
+        of it once graph and strengths are known; ``likelihood``: its gene-level variables; ``discrepancy``:
+        what nodes leave unexplained. With a joint ``posterior`` all that it draws is one source, ``globals``,
+        and ``penetrance`` and ``direction`` are what an unseen perturbation has of its own. Networks are
+        point estimates, whose doubt is in no source. The spread of single cells is no part of this variance.
+        See :mod:`sccvae_pyro.inference.uncertainty`.
+
+        Parameters
+        ----------
+        perturbations
+            Labels or targets, seen or unseen.
+        genes
+            Genes whose variances are summed; ``None`` takes all.
+        penetrance
+            Factor on the shift.
+        n_samples
+            Pairs of posterior draws; each takes up to 16 predictions.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        :class:`~sccvae_pyro.inference.uncertainty.Split`: ``sources``, a row for each perturbation and source
+        with its ``variance``, ``share`` and ``share_se``; ``labels``, with ``sd`` of the mean and ``cell_sd``
+        of single cells; ``genes``, the same shares gene by gene.
+
+        Raises
+        ------
+        InputError
+            As in :meth:`predict`, or if a gene is not measured, or a perturbation is control.
+        """
+        start = self._require_fit()
+        penetrance = _check_penetrance(penetrance)
+        check_counts(2, n_samples=n_samples)
+        check_seed(seed)
+        positions = self._positions(self.coding.genes if genes is None else genes)
+        labels = self._labels(perturbations)
+        if self.coding.schema.control in labels:
+            raise InputError(
+                "The control is no perturbation: nothing of its change is uncertain. Leave it out."
+            )
+        unexplained = self.discrepancy.variance(penetrance, self._n_targets(labels))[:, positions]
+
+        def push_of(draws: posterior.Draws) -> posterior.Push:
+            return self._push(draws, labels, seed).at(penetrance)
+
+        sources = uncertainty.Sources.of(self.program)
+        effects = uncertainty.effects_of(
+            self.program, start, sources, push_of, unexplained, positions, n_samples, seed
+        )
+        of_cells = uncertainty.cell_variance(self.program, start, push_of, positions, seed)
+        status = [self._status(label) for label in labels]
+        settings = {"penetrance": penetrance, "n_samples": int(n_samples), "seed": int(seed)}
+        return uncertainty.table(sources, effects, of_cells, labels, status, positions, self.coding, settings)
 
     def prior_predictive(self, n_samples: int = 200, seed: int = 0) -> pd.DataFrame:
         """Say what the priors believe in the units of the data, and where the data disagree.

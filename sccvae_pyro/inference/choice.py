@@ -19,8 +19,7 @@ import pandas as pd
 import torch
 from sklearn.utils.extmath import randomized_svd
 
-from sccvae_pyro.data.counts import log1p_cp10k
-from sccvae_pyro.inference import posterior
+from sccvae_pyro.inference import posterior, results
 from sccvae_pyro.inference.discrepancy import Discrepancy
 from sccvae_pyro.inference.posterior import Controls, Draws, Push, summarise
 from sccvae_pyro.models.program import Program
@@ -248,8 +247,7 @@ def _control_profiles(program: Program, draws: Draws, controls: Controls, seed: 
     """Simulated profiles of single control cells, ``cells x genes``."""
     nothing = Push(torch.zeros_like(draws.action_pa[:, :1]), torch.ones_like(draws.share_p[:, :1]))
     values, library, _ = posterior.sample_cells(program, draws, controls, nothing, NOISE_CELLS, seed)
-    is_counts = program.priors.likelihood.kind == "counts"
-    return np.asarray(log1p_cp10k(values, library)) if is_counts else values
+    return results.cell_profiles(program, values, library)
 
 
 def table(

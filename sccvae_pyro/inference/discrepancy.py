@@ -87,6 +87,12 @@ class Discrepancy(NamedTuple):
                 left = self.mean_g + shared + np.sqrt(n) * self.sd_g * own
                 deltas[:, i] += (penetrance * left).astype(np.float32)
 
+    def variance(self, penetrance: float, n_targets: np.ndarray) -> np.ndarray:
+        """Variance of its draws, as :meth:`add_to` adds them, ``labels x genes``."""
+        n_l1 = n_targets[:, None]
+        normal = np.square(self.sd_g) * n_l1 + np.square(self.error_g) * (n_l1 > 0)
+        return penetrance**2 * normal * np.where(normal > 0, self.df_g / (self.df_g - 2.0), 0.0)
+
 
 def _centred(draws: np.ndarray) -> np.ndarray:
     """Draws less their mean, so that a spread does not move the mean of a prediction."""

@@ -357,6 +357,20 @@ def population_means(
     Position of the draw and its ``labels x genes`` difference to the control cells, in ``log1p(CP10K)``.
     """
     profile = program.priors.likelihood.profile(library)
+    yield from means_of_profile(program, draws, controls, push, profile, cells_per_draw, seed)
+
+
+@torch.no_grad()
+def means_of_profile(
+    program: Program,
+    draws: Draws,
+    controls: Controls,
+    push: Push,
+    profile: Profile,
+    cells_per_draw: int,
+    seed: int,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The same as :func:`population_means`, at a profile that has been tabulated: for call after call."""
     cells = starting_cells(program, draws, controls, cells_per_draw, seed)
     for s, (rows, z_ck, response_c) in enumerate(cells):
         expected = expected_mean(program, profile, draws, s, controls.covariates_cv[rows])

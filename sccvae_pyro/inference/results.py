@@ -12,6 +12,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
+from sccvae_pyro.data.counts import log1p_cp10k
 from sccvae_pyro.data.loading import Batch, Coding, Screen
 from sccvae_pyro.data.matrix import BLOCK_VALUES
 from sccvae_pyro.inference import posterior
@@ -152,6 +153,12 @@ def prediction(
 def units(coding: Coding) -> str:
     """What the numbers of a mean profile are."""
     return "mean log1p(CP10K)" if coding.schema.kind == "counts" else "mean value"
+
+
+def cell_profiles(program: Program, values: np.ndarray, library: np.ndarray) -> np.ndarray:
+    """Profiles of simulated cells: ``log1p(CP10K)`` of counts, else the values; cells x genes."""
+    is_counts = program.priors.likelihood.kind == "counts"
+    return np.asarray(log1p_cp10k(values, library)) if is_counts else values
 
 
 def sampled_cells(values: np.ndarray, library: np.ndarray, label: str, coding: Coding) -> AnnData:
