@@ -19,6 +19,7 @@ from sccvae_pyro.plots.scores import score_forest
 from sccvae_pyro.plots.sensitivity import sensitivity
 from sccvae_pyro.plots.style import Plot
 from sccvae_pyro.plots.training import training_curve
+from sccvae_pyro.plots.uncertainty import uncertainty_split
 
 __all__ = [
     "Plot",
@@ -43,4 +44,5 @@ __all__ = [
     "strongest_edges",
     "top_genes",
     "training_curve",
+    "uncertainty_split",
 ]

@@ -12,6 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # Okabe & Ito 2008
+SKY, YELLOW = "#56B4E9", "#F0E442"  # the same; for areas, too pale for lines
 INK, GREY, FAINT = "#222222", "#767676", "#DDDDDD"
 
 MODEL, OBSERVED, BASELINE, CEILING = BLUE, INK, GREY, GREEN

@@ -8,6 +8,7 @@ from anndata import AnnData
 from sccvae_pyro.evaluate import Scores
 from sccvae_pyro.evaluate.calibration import LEVELS
 from sccvae_pyro.inference.modules import find_modules
+from sccvae_pyro.inference.uncertainty import Split
 
 METHODS = {"SCCVAE": 0.6, "control": 0.0, "perturbed mean": 0.2, "GP": 0.5}
 PERTURBATIONS = [f"P{i}" for i in range(12)]
@@ -212,3 +213,18 @@ def modules():
 @pytest.fixture
 def many_modules():
     return modules_of(300)
+
+
+@pytest.fixture
+def split():
+    """Two seen and two unseen perturbations; nothing is uncertain of the last."""
+    names = ["graph", "penetrance", "direction", "likelihood", "discrepancy"]
+    share = np.array([[0.01, 0.0, 0.29, 0.0, 0.7], [0.02, 0.0, 0.18, 0.0, 0.8], [0.05, 0.1, 0.6, 0.05, 0.2]])
+    share = np.vstack([share, np.full(5, np.nan)])
+    labels = pd.Index(["P1", "P2+P3", "P4", "P5"], name="perturbation")
+    status = ["seen", "seen", "unseen", "unseen"]
+    spread = {"sd": [0.05, 0.06, 0.2, 0.0], "cell_sd": [0.7, 0.68, 0.72, 0.7]}
+    rows = pd.MultiIndex.from_product([labels, names], names=["perturbation", "source"])
+    sources = pd.DataFrame({"share": share.ravel(), "share_se": 0.01}, index=rows).reset_index()
+    genes = AnnData(np.ones((4, 1)), uns={"units": "mean log1p(CP10K)"})
+    return Split(sources, pd.DataFrame({"status": status, **spread}, index=labels), genes)

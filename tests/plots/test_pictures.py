@@ -32,6 +32,7 @@ def pictures(
     modules,
     many_modules,
     swapped,
+    split,
 ):
     """Every plot under its name."""
     table, pair = scores.table(), plots.compare(predictions, observed, "P3")
@@ -57,6 +58,7 @@ def pictures(
         "map of many": plots.module_map(many_modules),
         "heatmap of many": plots.module_heatmap(many_modules),
         "sensitivity": plots.sensitivity(*swapped),
+        "uncertainty": plots.uncertainty_split(split),
     }
 
 
@@ -379,6 +381,24 @@ def test_heatmap_without_an_effect_is_refused():
     with pytest.raises(InputError, match="nothing to draw"):
         plots.module_heatmap(nothing)
     assert len(plots.module_map(nothing).data) == 3
+
+
+def test_shares_are_stacked_and_cells_stand_beside(split):
+    plot = plots.uncertainty_split(split)
+    share = split.sources.pivot(index="perturbation", columns="source", values="share")
+    assert list(plot.data.index) == list(split.labels.index)
+    pd.testing.assert_frame_equal(plot.data[share.columns], share, check_names=False)
+    bars = {bars.get_label(): bars for bars in plot.ax.containers}
+    widths = {name: [bar.get_width() for bar in bars[name]] for name in bars}
+    assert widths["direction"] == pytest.approx([0.29, 0.18, 0.6, 0.0])
+    starts = [bar.get_x() for bar in bars["discrepancy"]]
+    assert starts == pytest.approx([0.3, 0.2, 0.8, 0.0])
+    assert len({bars[name][0].get_facecolor() for name in bars}) == len(bars) == 5
+    written = {text.get_text() for text in plot.ax.texts if text.get_text()}
+    assert written == {"29%", "70%", "18%", "80%", "10%", "60%", "20%"}
+    mean, cells = plot.ax.child_axes[0].lines
+    np.testing.assert_array_equal(mean.get_xdata(), split.labels["sd"])
+    np.testing.assert_array_equal(cells.get_xdata(), split.labels["cell_sd"])
 
 
 # Labels that keep apart
