@@ -27,6 +27,7 @@ from sccvae_pyro.data.labels import parse_targets
 from sccvae_pyro.evaluate.metrics import pearson_delta
 from sccvae_pyro.evaluate.results import CEILING, HELD_OUT, METRICS, TRUTH
 from sccvae_pyro.inference.modules import ALONE, FEWEST_PERTURBATIONS, NONE, Modules
+from sccvae_pyro.inference.uncertainty import Split
 from sccvae_pyro.plots.scores import by_method
 from sccvae_pyro.plots.style import UNITS, Plot
 from sccvae_pyro.verdict import FEWEST, MEASURES, METHODS, UNTESTED, Verdict, deciding_target, judge
@@ -40,6 +41,7 @@ PENETRANCES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 _N_CURVES, _N_CURVE_GENES = 4, 3
 _N_LARGEST, _N_RANDOM = 2, 2  # unseen perturbations that are shown one by one
 _N_TOP_GENES = 4
+_N_SPLIT, _N_PAIRS = 3, 32  # seen and other perturbations whose uncertainty is split, pairs of draws
 _SEED = 0  # of the choice of examples
 _DPI = 170
 
@@ -82,6 +84,8 @@ class Evidence:
         What the small print says, under its headings.
     modules
         Groups of perturbations that act alike; ``None`` where there are too few to group.
+    uncertainty
+        Where the uncertainty of some predictions comes from.
     """
 
     training: AnnData
@@ -95,6 +99,7 @@ class Evidence:
     requested: AnnData | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     modules: Modules | None = None
+    uncertainty: Split | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -157,7 +162,19 @@ def gather(
         requested=requested,
         notes=_notes(model, n_samples, seed),
         modules=model.modules(n_samples, seed=seed) if enough else None,
+        uncertainty=model.uncertainty_split(
+            _to_split(strongest, assessment, requested), n_samples=_N_PAIRS, seed=seed
+        ),
     )
+
+
+def _to_split(
+    strongest: Sequence[str], assessment: Assessment | None, requested: AnnData | None
+) -> list[str]:
+    """Labels whose uncertainty is split: strong ones of training, of those held out, of those asked for."""
+    others = [] if assessment is None else _by_strength(assessment.predictions)[:_N_SPLIT]
+    others += [] if requested is None else _by_strength(requested)[:_N_SPLIT]
+    return list(dict.fromkeys([*strongest[:_N_SPLIT], *others]))
 
 
 def dose_response(model: SCCVAE, labels: Sequence[str], n_samples: int = 100, seed: int = 0) -> pd.DataFrame:
@@ -225,6 +242,7 @@ def render(evidence: Evidence, title: str = "What the perturbations do") -> str:
         effects=describe(evidence.effects, evidence.penetrance),
         penetrance=_picture(plots.penetrance_forest(evidence.penetrance), "Penetrance of each perturbation"),
         modules=_modules(evidence.modules),
+        uncertainty=_uncertainty(evidence.uncertainty),
         graph=_graph(evidence.edges),
         curves=_curves(evidence),
         trial=_trial(evidence),
@@ -349,6 +367,10 @@ def _graph(edges: pd.DataFrame) -> dict[str, Any] | None:
         "n_sure": int(sure.sum()),
         "n_sure_shown": int(sure.loc[plot.data.index].sum()),
     }
+
+
+def _uncertainty(split: Split | None) -> dict[str, Any] | None:
+    return None if split is None else _picture(plots.uncertainty_split(split), "Uncertainty by source")
 
 
 def _curves(evidence: Evidence) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from sccvae_pyro.data.splits import split_perturbations
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.evaluate import BASELINES, Scores, Training
 from sccvae_pyro.inference.modules import find_modules
+from sccvae_pyro.inference.uncertainty import Split
 from sccvae_pyro.verdict import UNTESTED, judge
 from sccvae_pyro.workflow import pseudobulk
 
@@ -61,6 +62,13 @@ class StandIn:
 
     def modules(self, n_samples, seed):
         return find_modules(two_groups(self.coding.perturbations), self.coding.perturbations)
+
+    def uncertainty_split(self, perturbations, n_samples, seed):
+        rows = [(label, source, 0.5, 0.01) for label in perturbations for source in ("graph", "discrepancy")]
+        sources = pd.DataFrame(rows, columns=["perturbation", "source", "share", "share_se"])
+        columns = {"status": "seen", "sd": 0.1, "cell_sd": 0.7}
+        labels = pd.DataFrame(columns, index=pd.Index(perturbations, name="perturbation"))
+        return Split(sources, labels, AnnData(np.ones((1, 1)), uns={"units": "mean log1p(CP10K)"}))
 
     def edges(self, n_samples, seed):
         ends = {"source": ["node_0", "node_1"], "target": ["node_1", "node_2"]}
@@ -141,6 +149,13 @@ def test_page_says_who_acts_alike(trial, page):
     )
     for members in (names[:3], names[3:5]):
         assert all(name in text.split("Which perturbations act alike?")[1] for name in members)
+
+
+def test_page_says_where_the_uncertainty_comes_from(trial, page):
+    split = trial.evidence.uncertainty
+    assert len(split.labels) == 6 and split.labels.index.is_unique, "three seen and three held out"
+    assert "Where does the uncertainty come from?" in page
+    assert "Where does the uncertainty" not in report.render(replace(trial.evidence, uncertainty=None))
 
 
 def test_page_without_modules(trial):
