@@ -91,7 +91,7 @@ class Discrepancy(NamedTuple):
         """Variance of its draws, as :meth:`add_to` adds them, ``labels x genes``."""
         n_l1 = n_targets[:, None]
         normal = np.square(self.sd_g) * n_l1 + np.square(self.error_g) * (n_l1 > 0)
-        return penetrance**2 * normal * np.where(normal > 0, self.df_g / (self.df_g - 2.0), 0.0)
+        return penetrance**2 * normal * np.where(normal > 0, self.df / (self.df - 2.0), 0.0)
 
 
 def _centred(draws: np.ndarray) -> np.ndarray:
