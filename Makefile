@@ -30,6 +30,8 @@ format: $(INSTALLED)
 bench: $(INSTALLED)  ## slow checks, and the results of the README (the real screen where SCCVAE_DATA names its folder)
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python benchmarks/simulation.py
+	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/sbc.py
 	$(BIN)/python benchmarks/next_experiment.py
 	$(BIN)/python benchmarks/modules.py
 	$(BIN)/python benchmarks/responders.py
@@ -37,6 +39,7 @@ bench: $(INSTALLED)  ## slow checks, and the results of the README (the real scr
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	$(BIN)/python benchmarks/graphs.py
 	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/papalexi.py
+	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/papalexi_each.py
 	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/papalexi_guides.py
 	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/papalexi_responders.py
 	[ -z "$$SCCVAE_DATA" ] || $(BIN)/python benchmarks/tables.py
