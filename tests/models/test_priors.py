@@ -14,7 +14,7 @@ from scipy import stats
 from sccvae_pyro import SCCVAE, InputError, priors
 from sccvae_pyro.models.factors import MeanField, StrictlyUpperTriangular, Unplated
 from sccvae_pyro.models.graph import GraphPrior
-from sccvae_pyro.models.slot import Described, Member, Perturbations, Sizes
+from sccvae_pyro.models.slot import Described, Given, Member, Perturbations, Sizes
 from sccvae_pyro.models.spec import SLOTS, ModelSpec
 
 SIZES = Sizes(cells=10, genes=6, nodes=4, perturbations=5, features=3, covariates=0)
@@ -191,7 +191,11 @@ def test_one_node_has_no_edges():
 def test_guide_proposes_what_the_model_samples(prior):
     """Same latent sites, same shapes, values where the prior has density."""
     perturbations = perturbations_of(prior)
-    given = [torch.ones(5)] if isinstance(prior, priors.direction.DirectionPrior) else []
+    given = (
+        [Given(torch.ones(5), torch.zeros(4, 4))]
+        if isinstance(prior, priors.direction.DirectionPrior)
+        else []
+    )
     with torch.no_grad():
         guide = poutine.trace(prior.guide(SIZES, FEATURES)).get_trace(perturbations, *given)
         model = poutine.trace(poutine.replay(prior.model, trace=guide)).get_trace(SIZES, perturbations)
