@@ -6,8 +6,8 @@
 450 cells of 10 perturbations, 20 genes and 4 nodes, whose decoder is known; an eleventh perturbation has no
 cells. In each replicate the globals are drawn from their priors and the cells from the program, guide and
 encoder are fitted, and one quantity of every family is ranked among 199 draws. The seed of a replicate is its
-number, from 100 on: those below have been looked at. Stored after every replicate: a second run goes on with those that are missing. A minute or more for
-each on one core.
+number, from 100 on: those below have been looked at. Stored after every replicate: a second run goes on with
+those that are missing. A minute or more for each on one core.
 """
 
 from __future__ import annotations
