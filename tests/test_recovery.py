@@ -146,7 +146,7 @@ def test_noise_features_predict_the_mean_of_the_seen_effects(uninformed):
 
 
 def test_noise_features_leave_intervals_that_cover_the_spread(uninformed):
-    """A 90 % interval of an unseen perturbation holds about 90 % of what the seen ones truly do, gene by gene.
+    """A 90 % interval of an unseen perturbation holds about 90 % of what the seen ones truly do, by gene.
 
     And more of what is predicted of them: means of so few cells are shrunk, to .4 of the true spread.
     """
@@ -156,4 +156,4 @@ def test_noise_features_leave_intervals_that_cover_the_spread(uninformed):
         effects.loc[uninformed.seen].to_numpy() for effects in (uninformed.true, uninformed.predicted)
     )
     assert 0.8 < ((true > low) & (true < high)).mean() < 0.95
-    assert 0.85 < ((predicted > low) & (predicted < high)).mean()
+    assert ((predicted > low) & (predicted < high)).mean() > 0.85
