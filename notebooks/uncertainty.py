@@ -237,6 +237,21 @@ print("share of true means in their interval:", coverage.round(2).to_dict())
 # ones: half of the probability holds three quarters of the true means. They err on the safe side. With ten
 # perturbations, which of them will be predicted worse is hardly told by the stated spread.
 #
+# ## 7. Where does the uncertainty come from?
+#
+# The variance of a predicted mean, split by Shapley effects among what is drawn; beside it the spread of
+# single cells, which is no part of it.
+
+# %%
+split = model.uncertainty_split([*unseen[:3], *first[:3]], n_samples=16, seed=SEED)
+plots.uncertainty_split(split).ax.figure
+
+# %% [markdown]
+# **Conclusion.** Of an unseen perturbation it is the direction that is uncertain: better features would
+# narrow it, more cells of other perturbations hardly. Of a seen one it is what the nodes leave unexplained of
+# single genes: more cells of it, or more nodes. Strengths and edges have next to none of it under these priors,
+# which hold them tight; let them loose, and they will.
+#
 # What to report of a model like this one: predictions with their intervals, checked on held-out
 # perturbations and stable over starts. What not to report: a difference by leave-one-out that is no larger
 # than that between starts, edges between free nodes, or intervals of single globals without a check from
