@@ -249,8 +249,8 @@ plots.uncertainty_split(split).ax.figure
 # %% [markdown]
 # **Conclusion.** Of an unseen perturbation it is the direction that is uncertain: better features would
 # narrow it, more cells of other perturbations hardly. Of a seen one it is what the nodes leave unexplained of
-# single genes: more cells of it, or more nodes. Strengths and edges have next to none of it under these priors,
-# which hold them tight; let them loose, and they will.
+# single genes: more cells of it, or more nodes. Strengths and edges have next to none of it under these
+# priors, which hold them tight; let them loose, and they will.
 #
 # What to report of a model like this one: predictions with their intervals, checked on held-out
 # perturbations and stable over starts. What not to report: a difference by leave-one-out that is no larger
