@@ -27,7 +27,6 @@ warnings.filterwarnings("ignore", message="IProgress not found")  # no progress 
 warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries underneath
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 import sccvae_pyro as sv
@@ -164,21 +163,7 @@ print(f"90 % intervals hold {coverage:.0%} of the true means.")
 # knock-down of one gene would do, with 90 % bands.
 
 # %%
-strongest = effects["delta"].abs().nlargest(3).index
-steps = np.linspace(0, 1.5, 6)
-curves = pd.concat(
-    pd.DataFrame(
-        {
-            "gene": strongest,
-            "penetrance": step,
-            "delta": prediction.layers["delta"][0],
-            "low": prediction.layers["delta_q05"][0],
-            "high": prediction.layers["delta_q95"][0],
-        }
-    )
-    for step in steps
-    for prediction in [model.predict([first], penetrance=step, n_samples=100, seed=SEED)[:, strongest]]
-)
+curves = model.penetrance_curves(first, n_samples=100, seed=SEED)
 plots.penetrance_curves(curves, title=first).ax.figure
 
 # %% [markdown]

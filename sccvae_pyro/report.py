@@ -35,10 +35,7 @@ from sccvae_pyro.verdict import FEWEST, MEASURES, METHODS, UNTESTED, Verdict, de
 if TYPE_CHECKING:
     from sccvae_pyro.sccvae import SCCVAE
 
-PENETRANCES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-"""Penetrances at which the dose response is predicted."""
-
-_N_CURVES, _N_CURVE_GENES = 4, 3
+_N_CURVES = 4
 _N_LARGEST, _N_RANDOM = 2, 2  # unseen perturbations that are shown one by one
 _N_TOP_GENES = 4
 _N_SPLIT, _N_PAIRS = 3, 32  # seen and other perturbations whose uncertainty is split, pairs of draws
@@ -157,7 +154,7 @@ def gather(
         effects=effects,
         penetrance=model.penetrance(n_samples, seed),
         edges=model.edges(n_samples, seed),
-        curves=dose_response(model, strongest, n_samples, seed),
+        curves=model.penetrance_curves(strongest, n_samples=n_samples, seed=seed),
         assessment=assessment,
         requested=requested,
         notes=_notes(model, n_samples, seed),
@@ -175,27 +172,6 @@ def _to_split(
     others = [] if assessment is None else _by_strength(assessment.predictions)[:_N_SPLIT]
     others += [] if requested is None else _by_strength(requested)[:_N_SPLIT]
     return list(dict.fromkeys([*strongest[:_N_SPLIT], *others]))
-
-
-def dose_response(model: SCCVAE, labels: Sequence[str], n_samples: int = 100, seed: int = 0) -> pd.DataFrame:
-    """Predict perturbations at growing penetrance, on the genes that each changes most at penetrance 1.
-
-    Returns
-    -------
-    Tidy DataFrame: ``perturbation``, ``gene``, ``penetrance``, ``delta``, ``low``, ``high``.
-    """
-    doses = {
-        dose: model.predict(labels, penetrance=dose, n_samples=n_samples, seed=seed) for dose in PENETRANCES
-    }
-    parts = []
-    for row, label in enumerate(labels):
-        genes = np.argsort(-np.abs(doses[1.0].layers["delta"][row]))[:_N_CURVE_GENES]
-        for dose, prediction in doses.items():
-            ends = {"delta": "delta", "low": "delta_q05", "high": "delta_q95"}
-            values = {name: prediction.layers[layer][row, genes] for name, layer in ends.items()}
-            names = prediction.var_names[genes]
-            parts.append(pd.DataFrame({"perturbation": label, "gene": names, "penetrance": dose, **values}))
-    return pd.concat(parts, ignore_index=True)
 
 
 def _notes(model: SCCVAE, n_samples: int, seed: int) -> dict[str, str]:

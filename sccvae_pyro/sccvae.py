@@ -30,6 +30,7 @@ from sccvae_pyro.files import as_path, write_graphml
 from sccvae_pyro.inference import (
     arviz_groups,
     choice,
+    curves,
     export,
     interactions,
     mcmc,
@@ -305,6 +306,91 @@ class SCCVAE:
         status = [self._status(label) for label in labels]
         settings = {"penetrance": penetrance, "n_samples": int(n_samples), "seed": int(seed)}
         return results.prediction(deltas, labels, status, self.coding, start.mean_g, settings, return_draws)
+
+    def penetrance_curves(
+        self,
+        perturbations: Sequence[Perturbation] | str,
+        genes: Sequence[str] | None = None,
+        penetrances: Sequence[float] = curves.PENETRANCES,
+        n_samples: int = 200,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Predict perturbations from none of them to beyond their strength in the screen.
+
+        The same draws, cells and noise serve every penetrance, so that a curve is smooth.
+
+        Parameters
+        ----------
+        perturbations
+            Labels or targets, seen or unseen.
+        genes
+            Genes to follow; ``None`` takes the three that each perturbation changes most at penetrance 1.
+        penetrances
+            Factors on the shift: 0 is a control cell, 1 the perturbation as in the screen.
+        n_samples, seed
+            Posterior draws, and their seed.
+
+        Returns
+        -------
+        DataFrame, tidy, for :func:`sccvae_pyro.plots.penetrance_curves`: ``perturbation``, ``gene``,
+        ``penetrance``; ``delta``, ``low``, ``high``: mean change of the profile and its 90 % interval, as
+        :meth:`predict` gives them.
+
+        Raises
+        ------
+        InputError
+            As in :meth:`predict`, or if a gene is not measured, or no penetrance is named.
+        """
+        labels, steps = self._labels(perturbations), _check_penetrances(penetrances)
+        chosen = None if genes is None else self._positions(genes)
+
+        def band_at(penetrance: float) -> curves.Band:
+            found = self.predict(labels, penetrance, n_samples, seed=seed).layers
+            return {"delta": found["delta"], "low": found["delta_q05"], "high": found["delta_q95"]}
+
+        return curves.follow(band_at, steps, labels, self.coding.genes, chosen, "gene")
+
+    def state_curves(
+        self,
+        perturbations: Sequence[Perturbation] | str,
+        nodes: Sequence[str] | None = None,
+        penetrances: Sequence[float] = curves.PENETRANCES,
+        n_samples: int = 200,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """Follow the latent state of cells from no perturbation to beyond its strength in the screen.
+
+        Parameters
+        ----------
+        perturbations, penetrances, n_samples, seed
+            As in :meth:`penetrance_curves`.
+        nodes
+            Nodes to follow; ``None`` takes the three that each perturbation moves most at penetrance 1.
+
+        Returns
+        -------
+        DataFrame, as of :meth:`penetrance_curves`, with ``node`` for ``gene``: change of the mean state of
+        the control cells, in standard deviations of the nodes' noise. What nodes leave unexplained is no part
+        of a state.
+
+        Raises
+        ------
+        InputError
+            As in :meth:`predict`, or if there is no such node, or no penetrance is named.
+        """
+        start = self._require_fit()
+        check_counts(2, n_samples=n_samples)
+        labels, steps = self._labels(perturbations), _check_penetrances(penetrances)
+        chosen = None if nodes is None else _named(nodes, self.nodes, "nodes")
+        draws = self._draws(n_samples, seed)
+        push = self._push(draws, labels, seed)
+
+        def band_at(penetrance: float) -> curves.Band:
+            at = push.at(penetrance)
+            changes = curves.state_changes(self.program, draws, start, at, results.CELLS_PER_DRAW, seed)
+            return curves.band(changes)
+
+        return curves.follow(band_at, steps, labels, self.nodes, chosen, "node")
 
     def sample_cells(
         self,
@@ -1437,14 +1523,7 @@ class SCCVAE:
 
     def _positions(self, genes: Sequence[str]) -> np.ndarray:
         """Positions of measured genes."""
-        asked = [genes] if isinstance(genes, str) else list(genes)
-        positions = pd.Index(self.coding.genes).get_indexer(asked)
-        if unknown := [gene for gene, position in zip(asked, positions, strict=True) if position < 0]:
-            near = question(nearest(unknown[0], self.coding.genes, n=1))
-            raise InputError(f"{listing(unknown)} are not among the measured genes. {near}Name others.")
-        if not asked:
-            raise InputError("genes names no gene. Leave it out to take all of them.")
-        return positions
+        return _named(genes, self.coding.genes, "measured genes")
 
     def _n_targets(self, labels: Sequence[str]) -> np.ndarray:
         return np.array([len(parse_targets(label, self.coding.schema.control)) for label in labels])
@@ -1535,6 +1614,25 @@ def _check_penetrance(penetrance: float) -> float:
     if not (is_number and 0 <= float(penetrance) <= MOST_PENETRANCE):
         raise InputError(f"penetrance must be a number from 0 to {MOST_PENETRANCE:g}, not {penetrance!r}")
     return float(penetrance)
+
+
+def _check_penetrances(penetrances: Sequence[float]) -> list[float]:
+    steps = [_check_penetrance(step) for step in penetrances]
+    if not steps:
+        raise InputError("penetrances names none. Leave it out to take 0 to 1.5.")
+    return steps
+
+
+def _named(names: Sequence[str], known: Sequence[str], what: str) -> np.ndarray:
+    """Positions of names among known ones."""
+    asked = [names] if isinstance(names, str) else list(names)
+    positions = pd.Index(known).get_indexer(asked)
+    if unknown := [name for name, position in zip(asked, positions, strict=True) if position < 0]:
+        near = question(nearest(unknown[0], known, n=1))
+        raise InputError(f"{listing(unknown)} are not among the {what}. {near}Name others.")
+    if not asked:
+        raise InputError(f"None of the {what} is named. Leave the argument out to take those that matter.")
+    return positions
 
 
 def _check_threshold(threshold: float, genes: Sequence[str] | None) -> None:

@@ -246,16 +246,6 @@ def test_score_table_marks_the_best(trial):
     assert not any(cell["best"] for cell in laid_out["rows"][-1]["cells"])
 
 
-def test_dose_response_is_nothing_at_zero_and_the_prediction_at_one(trial):
-    label = trial.evidence.effects.obs_names[0]
-    curves = report.dose_response(trial.model, [label])
-    assert (curves.loc[curves["penetrance"] == 0, ["delta", "low", "high"]] == 0).to_numpy().all()
-    at_one = curves[curves["penetrance"] == 1].set_index("gene")["delta"]
-    expected = pd.Series(trial.evidence.effects[label].layers["delta"][0], trial.evidence.effects.var_names)
-    pd.testing.assert_series_equal(at_one, expected[at_one.index], check_names=False)
-    assert set(at_one.index) == set(expected.abs().nlargest(3).index)
-
-
 # The trial
 
 

@@ -13,6 +13,7 @@ from sccvae_pyro.plots.style import (
     ORANGE,
     PINK,
     SMALL,
+    STATES,
     UNITS,
     Plot,
     apart,
@@ -25,46 +26,49 @@ _LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PINK, ":"), (GREY, "-"))
 
 
 def penetrance_curves(
-    curves: pd.DataFrame, title: str = "", units: str = UNITS, ax: Axes | None = None
+    curves: pd.DataFrame, title: str = "", units: str | None = None, ax: Axes | None = None
 ) -> Plot:
-    """Draw the predicted effect on a few genes at growing penetrance, with 90 % bands.
+    """Draw the predicted effect on a few genes, or nodes, at growing penetrance, with 90 % bands.
 
     Parameters
     ----------
     curves
-        Tidy, of one perturbation: ``gene``, ``penetrance``, ``delta``, ``low``, ``high``. At most five genes.
+        Of one perturbation, as :meth:`sccvae_pyro.SCCVAE.penetrance_curves` or ``state_curves`` gives them:
+        ``gene`` or ``node``, ``penetrance``, ``delta``, ``low``, ``high``. At most five genes.
     title
         Name of the perturbation.
     units
-        Units of the profiles.
+        Units of the profiles; ``None`` is ``mean log1p(CP10K)`` for genes, and sds of the noise for nodes.
     ax
         Axes to draw on; ``None`` makes new ones.
     """
     ax = axes(ax, 4.4, 3.0)
     ax.axhline(0, color=FAINT, linewidth=1.0, zorder=0)
     ax.axvline(1, color=GREY, linestyle=":", linewidth=1.0, zorder=0)
-    genes = list(curves["gene"].unique())
-    for gene, (color, line) in zip(genes, _LINES, strict=False):
-        curve = curves[curves["gene"] == gene].sort_values("penetrance")
+    column = "node" if "node" in curves else "gene"
+    names = list(curves[column].unique())
+    for name, (color, line) in zip(names, _LINES, strict=False):
+        curve = curves[curves[column] == name].sort_values("penetrance")
         ax.fill_between(
             curve["penetrance"], curve["low"], curve["high"], color=color, alpha=0.15, linewidth=0
         )
         ax.plot(curve["penetrance"], curve["delta"], line, color=color, linewidth=1.8)
-    finish(ax, "penetrance relative to the screen (dotted: 1)", change(units), title)
-    _name_ends(ax, curves, genes)
+    shown = change(units or (STATES if column == "node" else UNITS))
+    finish(ax, "penetrance relative to the screen (dotted: 1)", shown, title)
+    _name_ends(ax, curves.set_index(column), names)
     return Plot(ax, curves)
 
 
-def _name_ends(ax: Axes, curves: pd.DataFrame, genes: list[str]) -> None:
-    """Write each gene where its curve ends."""
+def _name_ends(ax: Axes, curves: pd.DataFrame, names: list[str]) -> None:
+    """Write each name where its curve ends."""
     low, high = ax.get_ylim()
     right = curves["penetrance"].max()
-    ends = curves[curves["penetrance"] == right].set_index("gene")["delta"].reindex(genes)
+    ends = curves.loc[curves["penetrance"] == right, "delta"].reindex(names)
     ax.set_xlim(curves["penetrance"].min(), right)
     places = apart(ends.to_numpy(), 0.075 * (high - low))
-    for gene, place, (color, _) in zip(genes, places, _LINES, strict=False):
+    for name, place, (color, _) in zip(names, places, _LINES, strict=False):
         ax.annotate(
-            gene,
+            name,
             (right, place),
             xytext=(5, 0),
             textcoords="offset points",

@@ -27,6 +27,9 @@ SMALL = 8.0
 UNITS = "mean log1p(CP10K)"
 """Units of profiles where nothing else is said."""
 
+STATES = "mean state (sd of its noise)"
+"""Units of the latent nodes."""
+
 
 class Plot(NamedTuple):
     """Axes, and the data that they show."""
