@@ -168,8 +168,9 @@ plots.interaction(together, together.obs["score"].idxmax()).ax.figure
 
 # %% [markdown]
 # **Conclusion.** The model adds pushes in its latent space; where that differs from adding effects, it is
-# because genes saturate and share the molecules of a cell. It is a prediction of what is *not* epistasis:
-# a measured pair that leaves these intervals is the one to look at.
+# because genes saturate and share the molecules of a cell. Here that is three parts in a hundred, and neither
+# is nearer to the truth than the other. It is a prediction of what is *not* epistasis: a measured pair that
+# leaves these intervals is the one to look at.
 #
 # ## 4. What should be measured next?
 
