@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 from torch.distributions import transforms
 
@@ -178,32 +179,38 @@ class OnFeatures(PenetrancePrior):
 
     def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
         """Sample ``strength_weights`` and ``strength``, ``perturbations``."""
-        features = perturbations.features
-        zero = features.new_zeros(())
+        zero = perturbations.features.new_zeros(())
         weights_e = pyro.sample(
             "strength_weights", dist.Normal(zero, self.weight).expand([sizes.features]).to_event(1)
         )
-        loc_p = (features @ drop_cells_dim(weights_e.unsqueeze(-1))).squeeze(-1)
         with perturbations.plate:
+            loc_p = self.line(weights_e, perturbations)
             return pyro.sample("strength", dist.LogNormal(loc_p, zero + self.scale))
 
+    def line(self, weights_e: Tensor, perturbations: Perturbations) -> Tensor:
+        """Expected log strengths, ``... x perturbations``."""
+        return (perturbations.features @ drop_cells_dim(weights_e.unsqueeze(-1))).squeeze(-1)
+
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
-        """Normal for each weight, log-normal for each strength."""
-        return _RegressedFactor(
-            MeanField("strength_weights", [sizes.features], 1, scale=0.02), self.scale, sizes
-        )
+        """Normal for each weight, log-normal for each strength given the weights."""
+        start = min(NARROW, self.weight)
+        return _RegressedFactor(self, MeanField("strength_weights", [sizes.features], 1, scale=start), sizes)
 
 
 class _RegressedFactor(nn.Module):
-    def __init__(self, weights: MeanField, spread: float, sizes: Sizes) -> None:
+    """Cells tell little of strengths beside directions, so that strengths go where the drawn line goes."""
+
+    def __init__(self, prior: OnFeatures | OnExpression, weights: MeanField, sizes: Sizes) -> None:
         super().__init__()
-        self.weights = weights
-        self.strength = _log_normals(sizes, spread=spread)
+        self.prior, self.weights = prior, weights
+        self.own_p = nn.Parameter(torch.zeros(sizes.perturbations))
+        self.log_scale = nn.Parameter(torch.full_like(self.own_p, min(NARROW, prior.scale)).log())
 
     def forward(self, perturbations: Perturbations) -> None:
-        """Sample weights and strengths."""
-        self.weights()
-        self.strength(perturbations)
+        """Sample weights, then strengths around their line."""
+        line_p = self.prior.line(self.weights(), perturbations)
+        with perturbations.plate:
+            pyro.sample("strength", dist.LogNormal(line_p + self.own_p, self.log_scale.exp()))
 
 
 @dataclass(frozen=True)
@@ -246,16 +253,21 @@ class OnExpression(PenetrancePrior):
 
     def model(self, sizes: Sizes, perturbations: Perturbations) -> Tensor:
         """Sample ``strength_slope`` and ``strength``, ``perturbations``."""
-        assert perturbations.targets is not None
         zero = perturbations.features.new_zeros(())
         slope = pyro.sample("strength_slope", dist.Normal(zero, self.weight))
         with perturbations.plate:
-            loc_p = slope * perturbations.targets.expression_p
+            loc_p = self.line(slope, perturbations)
             return pyro.sample("strength", dist.LogNormal(loc_p, zero + self.scale))
 
+    def line(self, slope: Tensor, perturbations: Perturbations) -> Tensor:
+        """Expected log strengths, ``... x perturbations``."""
+        assert perturbations.targets is not None
+        return slope * perturbations.targets.expression_p
+
     def guide(self, sizes: Sizes, features: Tensor) -> nn.Module:
-        """Normal for the slope, log-normal for each strength."""
-        return _RegressedFactor(MeanField("strength_slope", [], 0, scale=0.02), self.scale, sizes)
+        """Normal for the slope, log-normal for each strength given the slope."""
+        start = min(NARROW, self.weight)
+        return _RegressedFactor(self, MeanField("strength_slope", [], 0, scale=start), sizes)
 
 
 @dataclass(frozen=True)

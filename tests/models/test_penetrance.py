@@ -17,7 +17,7 @@ from sccvae_pyro.inference import posterior
 from sccvae_pyro.models.direction import Linear
 from sccvae_pyro.models.penetrance import Gamma, Guides, HalfNormal, LogNormal, OnExpression, OnFeatures
 from sccvae_pyro.models.scm import GuideMix, relative_of_cells
-from sccvae_pyro.models.slot import Described, Member, Perturbations, Sizes
+from sccvae_pyro.models.slot import Basis, Described, Member, Perturbations, Sizes, Targets
 
 SIZES = Sizes(cells=10, genes=6, nodes=4, perturbations=5, features=3, covariates=0, guides=7)
 FEATURES = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
@@ -211,8 +211,26 @@ def test_cells_of_a_guide_that_training_did_not_see_are_those_of_the_perturbatio
 @pytest.mark.parametrize("prior", [LogNormal(scale=0.05), OnFeatures(scale=0.05), OnExpression(scale=0.05)])
 def test_strengths_are_not_proposed_wider_than_they_are_believed(prior):
     factor = prior.guide(SIZES, torch.zeros(SIZES.perturbations, SIZES.features))
-    strength = getattr(factor, "strength", factor)
-    assert float(strength.factor.log_scale.detach().max()) == pytest.approx(math.log(0.05))
+    log_scale = getattr(factor, "factor", factor).log_scale
+    assert float(log_scale.detach().max()) == pytest.approx(math.log(0.05))
+
+
+@pytest.mark.parametrize("prior", [OnFeatures(scale=0.05), OnExpression(scale=0.05)])
+def test_strengths_go_where_the_drawn_line_goes(prior):
+    """At the start the guide is the prior given the weights, so that their log ratio is zero."""
+    pyro.set_rng_seed(0)
+    factor = prior.guide(SIZES, FEATURES)
+    targets = Targets(tuple("abcde"), torch.zeros(5).long(), torch.linspace(-1, 1, 5))
+
+    def seen():
+        return Perturbations.of(Described(FEATURES, Basis(torch.ones(5, 1), torch.zeros(5)), targets))
+
+    with torch.no_grad():
+        guide = poutine.trace(factor).get_trace(seen())
+        model = poutine.trace(poutine.replay(prior.model, trace=guide)).get_trace(SIZES, seen())
+        traces = [(trace.compute_log_prob(), trace)[1] for trace in (guide, model)]
+    of_guide, of_model = (trace.nodes["strength"]["log_prob"] for trace in traces)
+    torch.testing.assert_close(of_guide, of_model)
 
 
 def test_mean_strength_over_the_cells_of_a_perturbation():
