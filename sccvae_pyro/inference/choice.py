@@ -229,7 +229,8 @@ def outlook(
         effect[s, :, 0] = delta[:, genes].mean(1)
     discrepancy.of_mean(genes).add_to(effect, 1.0, labels, n_targets, seed)
 
-    unexplained = n_targets[:, None, None] * ((basis_gq.T * discrepancy.sd_g[genes] ** 2) @ basis_gq)
+    variance_g = discrepancy.variance(1.0, np.ones(1))[0, genes]
+    unexplained = n_targets[:, None, None] * ((basis_gq.T * variance_g) @ basis_gq)
     profiles_cg = _control_profiles(program, draws, controls, seed)[:, genes]
     sampling = np.atleast_2d(np.cov(profiles_cg @ basis_gq, rowvar=False)) / n_cells
     deviation = (along - along.mean(0)).swapaxes(0, 1)

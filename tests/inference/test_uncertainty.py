@@ -265,7 +265,13 @@ def test_spread_of_single_cells_is_that_of_the_program():
 
 
 def test_variance_of_the_discrepancy_is_that_of_its_draws():
-    parts = np.array([0.1, 0.0]), np.array([0.5, 2.0]), np.array([0.2, 0.0]), np.array(8.0), np.array(9.0)
+    parts = (
+        np.array([0.1, 0.0]),
+        np.array([0.5, 2.0]),
+        np.array([0.2, 0.0]),
+        np.array([8.0, 8.0]),
+        np.array(9.0),
+    )
     deltas = np.zeros((20_000, 2, 2), dtype=np.float32)
     Discrepancy(*parts).add_to(deltas, 0.5, ["A", "A+B"], np.array([1, 2]), 0)
     found = Discrepancy(*parts).variance(0.5, np.array([1, 2]))
