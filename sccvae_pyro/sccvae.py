@@ -1338,11 +1338,16 @@ class SCCVAE:
         Raises
         ------
         InputError
-            If the model is not fitted or has no screen, ``unseen`` cannot be predicted, or a setting is
-            unknown.
+            If the model is not fitted or has no screen, generates library sizes, ``unseen`` cannot be
+            predicted, or a setting is unknown.
         """
         self._require_fit()
         screen = self._require_screen("simulate it again")
+        if not isinstance(self.priors.library, Observed):
+            raise InputError(
+                "sbc takes the library sizes of the measured cells, and library=Latent() draws others. Calibrate "
+                "the same model with library=Observed()."
+            )
         check_counts(least=2, n_samples=n_samples)
         for seed in seeds:
             check_seed(seed)

@@ -36,6 +36,7 @@ RESTART = "restart"
 """Name of the reference fitted from another seed."""
 
 NAMELESS = "free nodes have no names: edges of two fits cannot be compared"
+CERTAIN = "something changed of which the reference is certain, such as an edge that it never draws"
 GIVEN = "library sizes are given in one fit and generated in the other: densities are not of the same thing"
 
 POINT = 1e-12
@@ -57,7 +58,8 @@ class Sensitivity:
     predictions
         A row for each spec and ``perturbation``. Of the mean predicted changes of all genes against those of
         the reference: ``rms``, root mean square of the differences, in units of a profile; ``in_sds``,
-        the same over the root mean square of the reference's posterior sds; ``correlation``. ``along``,
+        the same over the root mean square of the reference's posterior sds, what nodes leave unexplained
+        included, so that a change of what the program says is more of its own sds; ``correlation``. ``along``,
         ``along_q05``, ``along_q95``: how far the change goes along the reference's mean change, which is 1,
         with its 90 % posterior interval: below 1 where a prior shrinks. ``inside``: share of genes whose mean
         change lies in the reference's 90 % interval; ``overlap``: length that the two intervals of a gene
@@ -68,7 +70,8 @@ class Sensitivity:
     edges
         A row for each spec, ``source`` and ``target``: the same columns, and ``inclusion`` where a prior
         tells it; an edge that a fit never draws is zero there. Only edges between nodes that both fits name:
-        those of free nodes have no names, and are left out.
+        those of free nodes have no names, and are left out. ``in_sds`` is missing where the reference is
+        certain, as of an edge that it never draws.
     density
         A row for each spec. ``cells`` that were put aside, ``mean`` of their log predictive density, nats;
         ``difference``, mean over the same cells, with its standard error ``se``; ``unsure``: share of cells
@@ -365,12 +368,13 @@ def _of_edges(rows: pd.DataFrame) -> dict[str, Any]:
 
 def _of_entries(rows: pd.DataFrame, names: pd.Series) -> dict[str, Any]:
     mean, difference = rows["mean"].to_numpy(), rows["difference"].to_numpy()
+    certain = (rows["in_sds"].isna() & (rows["difference"] != 0)).any()  # the reference never draws it
     return {
         "change": _root_mean_square(rows["difference"]),
-        "in_sds": _root_mean_square(rows["in_sds"]),
+        "in_sds": np.nan if certain else _root_mean_square(rows["in_sds"]),
         "correlation": correlation(mean, mean - difference),
         "largest": names.iloc[np.abs(difference).argmax()],
-        "note": "",
+        "note": CERTAIN if certain else "",
     }
 
 

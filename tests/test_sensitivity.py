@@ -8,7 +8,16 @@ from screens import set_up, small_screen
 
 import sccvae_pyro as sv
 from sccvae_pyro import SCCVAE, InputError
-from sccvae_pyro.sensitivity import RESTART, Sensitivity, _Answers, _density, _edges, _predictions
+from sccvae_pyro.sensitivity import (
+    CERTAIN,
+    RESTART,
+    Sensitivity,
+    _Answers,
+    _density,
+    _edges,
+    _of_edges,
+    _predictions,
+)
 
 SMALL = {"n_nodes": 3, "hidden": [16]}
 QUICK = {"max_epochs": 2, "batch_size": 128, "n_samples": 10}
@@ -179,6 +188,9 @@ def test_an_edge_that_one_fit_never_draws_is_zero_there():
     assert table["difference"].to_dict() == pytest.approx({("a", "b"): 0.5, ("b", "c"): -0.3})
     assert table.loc[("b", "c"), "in_sds"] == pytest.approx(-3.0)
     assert np.isnan(table.loc[("a", "b"), "in_sds"])
+    said = _of_edges(table.reset_index())
+    assert np.isnan(said["in_sds"]) and said["note"] == CERTAIN  # not the sds of the other edge alone
+    assert said["change"] == pytest.approx(np.sqrt((0.5**2 + 0.3**2) / 2)) and said["largest"] == "a -> b"
 
 
 def test_density_is_paired():

@@ -207,8 +207,8 @@ def own_nodes(names: Sequence[str], sizes: Sizes) -> Tensor:
 class Given(NamedTuple):
     """What the guide has drawn before it comes to directions.
 
-    ``strength_p``: ``... x perturbations``, mean over the cells of each, whatever guide they carry; ``B``:
-    ``... x nodes x nodes``.
+    ``strength_p``: ``... x perturbations``, mean over the cells that carry each alone, whatever their guide;
+    ``B``: ``... x nodes x nodes``.
     """
 
     strength_p: Tensor

@@ -170,3 +170,10 @@ def test_wrong_use_is_refused(fitted):
         fitted.sbc(n_samples=1)
     with pytest.raises(sv.InputError, match="Cannot predict 'GHOST'"):
         fitted.sbc(unseen=["GHOST"])
+
+
+def test_library_sizes_that_the_model_generates_are_refused():
+    model = sv.SCCVAE(set_up(small_screen()), n_nodes=3, hidden=(8,), library="Latent")
+    model.fit(max_epochs=1, batch_size=64, progress=False)
+    with pytest.raises(sv.InputError, match=r"library=Latent\(\) draws others.*Observed"):
+        model.sbc(seeds=[0])
