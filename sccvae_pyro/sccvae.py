@@ -1345,8 +1345,8 @@ class SCCVAE:
         screen = self._require_screen("simulate it again")
         if not isinstance(self.priors.library, Observed):
             raise InputError(
-                "sbc takes the library sizes of the measured cells, and library=Latent() draws others. Calibrate "
-                "the same model with library=Observed()."
+                "sbc takes the library sizes of the measured cells, and library=Latent() draws others. "
+                "Calibrate the same model with library=Observed()."
             )
         check_counts(least=2, n_samples=n_samples)
         for seed in seeds:

@@ -76,8 +76,8 @@ def seen_directions(state_pk: Tensor, log_sd_pk: Tensor, given: Given) -> tuple[
 
     Cells show where a perturbation takes the state. Which shift that is depends on the graph, and which
     direction, on the strength besides: proposed so, graph and strength can change without spoiling the fit.
-    Given the graph, the mean shift is the mean state times ``I - B``: exact for shifts. Its sd is taken as that
-    of any graph, as it is where states are seen without error.
+    Given the graph, the mean shift is the mean state times ``I - B``: exact for shifts. Its sd is taken as
+    that of any graph, as it is where states are seen without error.
 
     Parameters
     ----------
