@@ -60,10 +60,10 @@ class Sensitivity:
         the reference: ``rms``, root mean square of the differences, in units of a profile; ``in_sds``,
         the same over the root mean square of the reference's posterior sds, what nodes leave unexplained
         included, so that a change of what the program says is more of its own sds; ``correlation``.
-        ``along``, ``along_q05``, ``along_q95``: how far the change goes along the reference's mean change, which is 1,
-        with its 90 % posterior interval: below 1 where a prior shrinks. ``inside``: share of genes whose mean
-        change lies in the reference's 90 % interval; ``overlap``: length that the two intervals of a gene
-        share over the length that they cover, mean over genes.
+        ``along``, ``along_q05``, ``along_q95``: how far the change goes along the reference's mean change,
+        which is 1, with its 90 % posterior interval: below 1 where a prior shrinks. ``inside``: share of
+        genes whose mean change lies in the reference's 90 % interval; ``overlap``: length that the two
+        intervals of a gene share over the length that they cover, mean over genes.
     strengths
         A row for each spec and ``perturbation``: ``mean``, ``q05``, ``q95``, ``difference``, ``in_sds``. Size
         of strength and of direction trade off: judge by predictions whether a change matters.
