@@ -85,12 +85,17 @@ def _import(modules: list[str] | None) -> list[str] | None:
     for module in modules or ():
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.insert(0, here)
+        if module.endswith(".py") or not all(part.isidentifier() for part in module.split(".")):
+            raise InputError(
+                f"--import {module!r} is no name of a module. Give one that is installed or in this folder, "
+                "without .py."
+            )
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # whatever a module of the user's own may raise
             raise InputError(
-                f"Cannot import {module!r}: {error}. Give the name of a module that is installed or in this "
-                "folder, without .py."
+                f"Cannot import {module!r}: {type(error).__name__}: {error}. Name a module that is installed "
+                "or in this folder, and that runs."
             ) from error
     return modules
 

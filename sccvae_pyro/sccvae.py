@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from numbers import Real
@@ -1479,7 +1479,7 @@ class SCCVAE:
 
     def _fit_discrepancy(self, screen: Screen, controls: posterior.Controls, seed: int) -> Discrepancy:
         control = self.coding.schema.control
-        observed = screen.profiles().without(control).of_at_least(2)
+        observed = screen.profiles().with_variance_of(control).without(control)
         n_targets = np.array([len(parse_targets(label, control)) for label in observed.n.index])
         draws = posterior.draw(self.program, results.DISCREPANCY_DRAWS, seed).with_guides_of(self.program)
         push = self._push(draws, list(observed.n.index), seed)
@@ -1622,7 +1622,7 @@ def _check_penetrance(penetrance: float) -> float:
 
 
 def _check_penetrances(penetrances: Sequence[float]) -> list[float]:
-    steps = [_check_penetrance(step) for step in penetrances]
+    steps = [_check_penetrance(step) for step in _listed(penetrances, "penetrances", "numbers")]
     if not steps:
         raise InputError("penetrances names none. Leave it out to take 0 to 1.5.")
     return steps
@@ -1630,14 +1630,23 @@ def _check_penetrances(penetrances: Sequence[float]) -> list[float]:
 
 def _named(names: Sequence[str], known: Sequence[str], what: str) -> np.ndarray:
     """Positions of names among known ones."""
-    asked = [names] if isinstance(names, str) else list(names)
+    asked = [names] if isinstance(names, str) else _listed(names, what, "names")
     positions = pd.Index(known).get_indexer(asked)
     if unknown := [name for name, position in zip(asked, positions, strict=True) if position < 0]:
         near = question(nearest(unknown[0], known, n=1))
         raise InputError(f"{listing(unknown)} are not among the {what}. {near}Name others.")
     if not asked:
         raise InputError(f"None of the {what} is named. Leave the argument out to take those that matter.")
+    if len(set(asked)) < len(asked):
+        twice = pd.Series(asked)[pd.Series(asked).duplicated()].unique()
+        raise InputError(f"{listing(twice)} of the {what} are asked for twice. Name each once.")
     return positions
+
+
+def _listed(values: Any, what: str, of: str) -> list[Any]:
+    if not isinstance(values, Iterable):
+        raise InputError(f"{what} must be a list of {of}, not {values!r}.")
+    return list(values)
 
 
 def _check_threshold(threshold: float, genes: Sequence[str] | None) -> None:

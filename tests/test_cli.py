@@ -101,6 +101,10 @@ def test_priors_of_ones_own_are_imported(monkeypatch, tmp_path):
     assert "WideLaplace" not in succeed("priors", "graph")
     assert "scale = 0.7" in succeed("priors", "graph", "--import", "beliefs_of_ones_own")
     assert "Cannot import 'no_such_beliefs'" in refuse("priors", "--import", "no_such_beliefs")
+    (tmp_path / "broken_beliefs.py").write_text("1 / 0\n")
+    assert "ZeroDivisionError" in refuse("priors", "--import", "broken_beliefs")
+    for name in ("./beliefs_of_ones_own", "beliefs_of_ones_own.py", ""):
+        assert "no name of a module" in refuse("priors", "--import", name)
     for command in ("fit", "predict", "evaluate", "report"):
         assert "--import" in succeed(command, "--help")
 

@@ -336,9 +336,10 @@ class Profiles(NamedTuple):
         """All but one label; the same where the label is not among them."""
         return Profiles(*(table.drop(index=label, errors="ignore") for table in self))
 
-    def of_at_least(self, n: int) -> Profiles:
-        """Only the labels with at least so many cells."""
-        return Profiles(*(table[self.n >= n] for table in self))
+    def with_variance_of(self, label: str) -> Profiles:
+        """The same, labels of a single cell with the variance of this one: a cell cannot tell its own."""
+        var = np.where(self.n.to_numpy()[:, None] > 1, self.var, self.var.loc[label])
+        return self._replace(var=pd.DataFrame(var, self.var.index, self.var.columns))
 
 
 def profiles(adata: AnnData) -> Profiles:

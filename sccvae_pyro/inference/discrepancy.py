@@ -121,7 +121,7 @@ def fit_discrepancy(
     push
         What the labels of ``observed`` do.
     observed
-        Training means of perturbed cells, of at least two cells each.
+        Training means of perturbed cells, with a variance also where there is one cell.
     n_targets
         Targets of each label of ``observed``: the discrepancy of a combination is a sum of parts.
     cells_per_draw, seed
@@ -182,11 +182,13 @@ def believe(left: np.ndarray, noise: np.ndarray, n_targets: np.ndarray) -> Discr
     between_g = (np.square(mean_g) - noise_of_mean_g) * number / (number + 1.0)
     variance_g = (within_g + between_g) / number
 
-    told_g = number * _share(variance_g.mean(), number * noise_of_mean_g) ** 2
+    # Where noise hides it all: as much as could be there unseen, a standard error over genes.
+    typical_variance = max(variance_g.mean(), variance_g.std() / np.sqrt(len(variance_g)))
+    told_g = number * _share(typical_variance, number * noise_of_mean_g) ** 2
     pooled = min(_degrees(variance_g, told_g), max(told_g.sum(), 2.0 * LEAST_DF))
     df_g = pooled + told_g
     # The mean of scaled inverse chi-squares is their scale times df / (df - 2).
-    scale_g = ((pooled - 2.0) * variance_g.mean() + told_g * variance_g) / df_g
+    scale_g = ((pooled - 2.0) * typical_variance + told_g * variance_g) / df_g
     sd_g = np.sqrt(np.maximum(scale_g, 0.0))
     kept_g = _share(np.square(sd_g), np.square(sd_g) / number + noise_of_mean_g)
     error_g = sd_g * np.sqrt(1.0 - kept_g)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import pyro
 import pyro.distributions as dist
@@ -59,10 +60,10 @@ class OwnNode(DirectionPrior):
     off_target: float = 0.05
 
     def __post_init__(self) -> None:
-        positive(self, size=self.size, spread=self.spread, off_target=self.off_target)
-        positive(self, down=self.down)
-        if self.down >= 1:
-            raise InputError(f"OwnNode: down must be a probability below 1, not {self.down!r}")
+        is_number = isinstance(self.down, Real) and not isinstance(self.down, bool)
+        if not (is_number and 0 < self.down < 1):
+            raise InputError(f"OwnNode: down must be a probability above 0 and below 1, not {self.down!r}")
+        positive(self, size=self.size, down=self.down, spread=self.spread, off_target=self.off_target)
 
     reads_features = False
 

@@ -73,3 +73,18 @@ def test_wrong_use(fitted, settings, said):
 def test_there_is_no_such_node(fitted):
     with pytest.raises(InputError, match=r"'node_9' are not among the nodes.*node_"):
         fitted.state_curves("G0001", nodes=["node_9"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"penetrances": 1.0}, r"penetrances must be a list of numbers, not 1\.0"),
+        ({"penetrances": None}, "penetrances must be a list of numbers, not None"),
+        ({"genes": 5}, "measured genes must be a list of names, not 5"),
+        ({"genes": ["G0003", "G0003"]}, "'G0003' of the measured genes are asked for twice"),
+    ],
+    ids=["number", "none", "position", "twice"],
+)
+def test_what_is_no_list_of_different_things(fitted, settings, said):
+    with pytest.raises(InputError, match=said):
+        fitted.penetrance_curves("G0001", **settings)

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from screens import set_up, small_screen
 
+import sccvae_pyro as sv
 from sccvae_pyro.data.loading import Profiles
 from sccvae_pyro.inference import discrepancy
 from sccvae_pyro.inference.discrepancy import Discrepancy, believe, fit_discrepancy
@@ -53,11 +55,11 @@ def test_mean_and_spread_are_recovered(monkeypatch, n_targets):
     assert found.sd_g[1] < 0.04
 
 
-def test_sampling_noise_alone_leaves_no_spread(monkeypatch):
-    """With more noise declared than the means spread, everything is explained."""
+def test_sampling_noise_alone_leaves_little(monkeypatch):
+    """With more noise declared than the means spread, a standard error over genes is left: .15 of 1."""
     observed = observed_profiles(200, n_cells=50, noise_sd=1.0)
     declared = observed._replace(var=observed.var + 50.0)
-    np.testing.assert_array_equal(fit(declared, monkeypatch).sd_g, 0.0)
+    assert fit(declared, monkeypatch).sd_g.max() < 0.3
 
 
 def test_noise_that_the_fit_took_up_is_not_expected_again(monkeypatch):
@@ -107,16 +109,14 @@ def test_few_cells_weigh_less():
     assert np.sqrt(np.square(found.mean_g).mean()) < 0.04  # 0.07 of the plain mean
 
 
-@pytest.mark.parametrize(
-    ("n_labels", "noisy"),
-    [(1, 0.5), (2, 0.5), (3, 0.5), (5, 0.5), (5, 5.0), (5, 20.0), (10, 20.0), (30, 5.0), (30, 20.0)],
-)
+@pytest.mark.parametrize("noisy", [0.5, 5.0, 20.0, 100.0])
 @pytest.mark.parametrize("spread", [0.0, 0.5, 1.0], ids=["one variance", "some", "many"])
-def test_interval_covers_what_is_left_of_another_perturbation(n_labels, noisy, spread):
+@pytest.mark.parametrize("n_labels", [1, 2, 5, 30])
+def test_interval_covers_what_is_left_of_another_perturbation(n_labels, spread, noisy):
     """From one training perturbation on, whatever genes have in common, whatever sampling noise hides.
 
-    ``noisy``: sampling variance over that of what is left. Errors of a rate are under .01. At 20, one
-    to three perturbations cover .68 to .94: they cannot tell how much is left.
+    ``noisy``: sampling variance over that of what is left. Errors of a rate are under .01. Where noise hides
+    it all, intervals are as wide as what could be there unseen.
     """
     hits = []
     for seed in range(40):
@@ -128,7 +128,7 @@ def test_interval_covers_what_is_left_of_another_perturbation(n_labels, noisy, s
         found = believe(left, noise, np.ones(n_labels))
         width = stats.t(found.df_g).ppf(0.95) * np.hypot(found.sd_g, found.error_g)
         hits.append(np.abs(rng.normal(mean, sd) - found.mean_g) <= width)
-    assert 0.83 < np.mean(hits) < 0.97
+    assert 0.83 < np.mean(hits) < (0.97 if noisy < 100 else 1.0)
 
 
 def test_tails_are_as_heavy_as_what_is_left_of_single_perturbations():
@@ -195,3 +195,22 @@ def test_spread_of_a_mean_over_genes():
 def test_draws_of_a_label_do_not_depend_on_the_company():
     np.testing.assert_array_equal(added()[:, 1], added(labels=("A",), n_targets=(1,))[:, 0])
     assert (added(seed=1)[:, 1, 0] != added()[:, 1, 0]).any()
+
+
+@pytest.mark.filterwarnings("ignore:Labels of .* with a single cell")
+@pytest.mark.parametrize("cells", [1, 2])
+def test_single_cells_leave_wide_intervals(cells):
+    """One cell of each perturbation tells little, not that nothing is left."""
+    adata = set_up(small_screen(cells_per_perturbation=cells, n_combinations=0), library_key="total_umi")
+    model = sv.SCCVAE(adata, n_nodes=3, hidden=(8,)).fit(max_epochs=2, batch_size=64, progress=False)
+    found = model.predict("G0001", n_samples=100)
+    width = float(np.median(found.layers["delta_q95"] - found.layers["delta_q05"]))
+    scatter = float(np.sqrt(model._screen.profiles().var.loc["control"]).median())
+    assert 0.1 * scatter < width < 10 * scatter
+
+
+def test_variance_of_a_single_cell_is_that_of_control_cells():
+    index, genes = pd.Index(["control", "A", "B"]), pd.Index(["g", "h"])
+    var = pd.DataFrame([[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]], index, genes)
+    found = Profiles(var, var, pd.Series([9, 2, 1], index)).with_variance_of("control").var
+    np.testing.assert_array_equal(found, [[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])
