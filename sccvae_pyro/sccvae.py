@@ -20,7 +20,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from sccvae_pyro import storage
-from sccvae_pyro.data.checks import check_counts, check_seed
+from sccvae_pyro.data.checks import check_counts, check_seed, check_seeds
 from sccvae_pyro.data.labels import as_labels
 from sccvae_pyro.data.loading import Coding, Covariate, Screen
 from sccvae_pyro.data.schema import Schema, canonical_label, cell_labels, parse_targets
@@ -1303,7 +1303,7 @@ class SCCVAE:
         self,
         inference: InferenceSpec | Mapping[str, Any] | str | Path | None = None,
         *,
-        seeds: Sequence[int] = range(100),
+        seeds: Iterable[int] = range(100),
         unseen: Sequence[str] = (),
         n_samples: int = 199,
         **overrides: Any,
@@ -1338,8 +1338,8 @@ class SCCVAE:
         Raises
         ------
         InputError
-            If the model is not fitted or has no screen, generates library sizes, ``unseen`` cannot be
-            predicted, or a setting is unknown.
+            If the model is not fitted or has no screen, generates library sizes, ``seeds`` names none,
+            ``unseen`` cannot be predicted, or a setting is unknown.
         """
         self._require_fit()
         screen = self._require_screen("simulate it again")
@@ -1349,11 +1349,10 @@ class SCCVAE:
                 "Calibrate the same model with library=Observed()."
             )
         check_counts(least=2, n_samples=n_samples)
-        for seed in seeds:
-            check_seed(seed)
+        own = check_seeds(seeds)
         described = self._describe(self._labels(unseen)) if len(unseen) else None
         world = sbc.World(self.program, self.spec, self.features, screen, described)
-        return sbc.replicates(world, InferenceSpec.read(inference, **overrides), seeds, n_samples)
+        return sbc.replicates(world, InferenceSpec.read(inference, **overrides), own, n_samples)
 
     def describe(self) -> str:
         """Write the program as equations, with the chosen priors; print it."""

@@ -112,6 +112,16 @@ def check_seed(seed: int) -> int:
     return int(seed)
 
 
+def check_seeds(seeds: object) -> list[int]:
+    """Seeds as a list of numbers of Python; refuse none, and what is not several of them."""
+    if not isinstance(seeds, Iterable) or getattr(seeds, "ndim", 1) == 0:
+        raise InputError(f"seeds must be several whole numbers, not {seeds!r}. Pass a list, or range(100).")
+    found = [check_seed(seed) for seed in seeds]
+    if not found:
+        raise InputError(f"seeds names none: {seeds!r}. Pass one for each replicate, as in range(100).")
+    return found
+
+
 def check_counts(least: int = 1, **counts: int) -> None:
     """Refuse numbers of draws, cells or components that are not whole, or below the least."""
     for name, value in counts.items():

@@ -123,6 +123,28 @@ def test_same_seed_gives_the_same_ranks_whatever_other_seeds(fitted, calibrated)
     pd.testing.assert_frame_equal(again, first)
 
 
+@pytest.mark.parametrize("seeds", [np.array([4]), iter([4]), range(4, 5)], ids=["array", "iterator", "range"])
+def test_seeds_may_be_any_that_can_be_counted_out(fitted, calibrated, seeds):
+    found = fitted.sbc(QUICK, seeds=seeds, unseen=["G0001"], n_samples=19)
+    assert found["rank"].tolist() == calibrated["rank"][calibrated["replicate"] == 4].tolist()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ([], r"names none: \[\].*range\(100\)"),
+        (iter([]), r"names none.*range\(100\)"),
+        (3, r"several whole numbers, not 3.*range\(100\)"),
+        (None, r"several whole numbers, not None.*range\(100\)"),
+        (np.array(3), r"several whole numbers, not array\(3\)"),
+        ([0, 1.5], "whole number from 0 .*not 1.5"),
+    ],
+)
+def test_seeds_that_are_none_are_refused(fitted, seeds, message):
+    with pytest.raises(sv.InputError, match=message):
+        fitted.sbc(QUICK, seeds=seeds)
+
+
 def test_model_is_left_as_it_is(fitted):
     before = {name: value.clone() for name, value in fitted.program.state_dict().items()}
     fitted.sbc(QUICK, seeds=[0], n_samples=9)
