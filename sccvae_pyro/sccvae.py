@@ -20,7 +20,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from sccvae_pyro import storage
-from sccvae_pyro.data.checks import check_counts, check_seed, check_seeds
+from sccvae_pyro.data.checks import check_counts, check_seed, check_seeds, check_unseen
 from sccvae_pyro.data.labels import as_labels
 from sccvae_pyro.data.loading import Coding, Covariate, Screen
 from sccvae_pyro.data.schema import Schema, canonical_label, cell_labels, parse_targets
@@ -1339,7 +1339,7 @@ class SCCVAE:
         ------
         InputError
             If the model is not fitted or has no screen, generates library sizes, ``seeds`` names none,
-            ``unseen`` cannot be predicted, or a setting is unknown.
+            ``unseen`` names the control, combinations or what cannot be predicted, or a setting is unknown.
         """
         self._require_fit()
         screen = self._require_screen("simulate it again")
@@ -1350,7 +1350,8 @@ class SCCVAE:
             )
         check_counts(least=2, n_samples=n_samples)
         own = check_seeds(seeds)
-        described = self._describe(self._labels(unseen)) if len(unseen) else None
+        genes = check_unseen(unseen, self.coding.schema.control)
+        described = self._describe(self._labels(genes)) if genes else None
         world = sbc.World(self.program, self.spec, self.features, screen, described)
         return sbc.replicates(world, InferenceSpec.read(inference, **overrides), own, n_samples)
 

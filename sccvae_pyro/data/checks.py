@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from sccvae_pyro.data.labels import SEPARATOR, canonical_labels, label_strings, parse_targets
+from sccvae_pyro.data.labels import SEPARATOR, as_labels, canonical_labels, label_strings, parse_targets
 from sccvae_pyro.data.wording import folded, listing, nearest, question, suggestion
 from sccvae_pyro.errors import InputError, InputWarning
 
@@ -127,6 +127,19 @@ def check_counts(least: int = 1, **counts: int) -> None:
     for name, value in counts.items():
         if not (isinstance(value, Integral) and not isinstance(value, bool) and value >= least):
             raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+
+
+def check_unseen(unseen: object, control: str) -> list[str]:
+    """Genes to be predicted one by one; refuse what is no list of them, the control and combinations."""
+    if not isinstance(unseen, Iterable):
+        raise InputError(f"unseen must be a list of genes, not {unseen!r}. Pass [] for none.")
+    targets = [(label, parse_targets(label, control)) for label in as_labels(unseen)]
+    for label, genes in targets:
+        if not genes:
+            raise InputError(f"unseen names {label!r}, but the control is no perturbation. Leave it out.")
+        if len(genes) > 1:
+            raise InputError(f"unseen takes single genes only, not {label!r}. Pass {list(genes)}.")
+    return [gene for _, (gene,) in targets]
 
 
 # Perturbations and guides

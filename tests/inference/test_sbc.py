@@ -194,6 +194,22 @@ def test_wrong_use_is_refused(fitted):
         fitted.sbc(unseen=["GHOST"])
 
 
+@pytest.mark.parametrize(
+    ("unseen", "message"),
+    [
+        (["B+A"], r"single genes only, not 'B\+A'. Pass \['A', 'B'\]"),
+        ([("A", "B")], r"single genes only, not \('A', 'B'\)"),
+        (["control"], "'control', but the control is no perturbation. Leave it out"),
+        (None, r"list of genes, not None. Pass \[\] for none"),
+        (3, r"list of genes, not 3. Pass \[\] for none"),
+        ([3], "label such as 'A' .*not 3"),
+    ],
+)
+def test_unseen_that_is_no_single_gene_is_refused(fitted, unseen, message):
+    with pytest.raises(sv.InputError, match=message):
+        fitted.sbc(QUICK, seeds=[0], unseen=unseen)
+
+
 def test_library_sizes_that_the_model_generates_are_refused():
     model = sv.SCCVAE(set_up(small_screen()), n_nodes=3, hidden=(8,), library="Latent")
     model.fit(max_epochs=1, batch_size=64, progress=False)
