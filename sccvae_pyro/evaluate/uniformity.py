@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sccvae_pyro.data.wording import listing
 from sccvae_pyro.errors import InputError
+
+COLUMNS = ("family", "rank", "draws")
+"""What a table of ranks must have."""
 
 MOST_BINS, LEAST_EXPECTED = 20, 5
 """Most bins of a chi-square test, and fewest ranks that are expected in each."""
@@ -50,10 +55,11 @@ def uniformity(ranks: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     Raises
     ------
     InputError
-        If a rank lies outside 0 to its number of draws, or the ranks of a family are among different
-        numbers of draws.
+        If the table is empty or lacks a column, a rank is not a whole number from 0 to its number of draws,
+        the ranks of a family are among different numbers of draws, a family is no string, or ``level`` does
+        not lie between 0 and 1.
     """
-    groups = ranks.groupby("family", sort=False)
+    groups = check_ranks(ranks, level).groupby("family", sort=False)
     rows = {str(family): _test(str(family), group, level) for family, group in groups}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("family")
     table.insert(table.columns.get_loc("p") + 1, "p_corrected", holm(table["p"].to_numpy()))
@@ -78,6 +84,42 @@ def _test(family: str, group: pd.DataFrame, level: float) -> dict[str, object]:
     }
 
 
+def check_ranks(ranks: object, level: object) -> pd.DataFrame:
+    """Table of ranks in whole numbers, by families that are strings; refuse others, and levels that are none.
+
+    Raises
+    ------
+    InputError
+        Naming the column and the value.
+    """
+    if not isinstance(level, Real) or not 0 < float(level) < 1:
+        raise InputError(f"level must be a number between 0 and 1, such as 0.95, not {level!r}.")
+    if not isinstance(ranks, pd.DataFrame):
+        raise InputError(f"ranks must be a DataFrame, not {type(ranks).__name__}. Pass what sbc() returns.")
+    wrong = [name for name in COLUMNS if list(ranks.columns).count(name) != 1]
+    if wrong:
+        raise InputError(f"ranks must have one column {listing(wrong)} each. Pass what sbc() returns.")
+    if ranks.empty:
+        raise InputError("ranks has no rows. Pass what sbc() returns, and check how its rows were chosen.")
+    for family in ranks["family"]:
+        if not isinstance(family, str):
+            raise InputError(f"ranks['family'] must hold strings, not {family!r}. Give each family its name.")
+    whole = {"rank": _whole(ranks["rank"], least=0), "draws": _whole(ranks["draws"], least=1)}
+    return pd.DataFrame({"family": list(ranks["family"]), **whole})
+
+
+def _whole(column: pd.Series, least: int) -> list[int]:
+    """Numbers of a column, whole ones that may be stored as floats."""
+    for value in column:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if not (is_number and float(value).is_integer() and value >= least):
+            raise InputError(
+                f"ranks[{column.name!r}] must hold whole numbers of at least {least}, not {value!r}. "
+                "Pass what sbc() returns."
+            )
+    return [int(value) for value in column]
+
+
 def checked(family: str, group: pd.DataFrame) -> tuple[np.ndarray, int]:
     """Ranks of a family, and the number of draws that they are among.
 
@@ -88,7 +130,7 @@ def checked(family: str, group: pd.DataFrame) -> tuple[np.ndarray, int]:
     """
     rank, draws = group["rank"].to_numpy(), group["draws"].unique()
     if len(draws) != 1:
-        raise InputError(f"Ranks of {family!r} must be among the same number of draws, not {list(draws)}.")
+        raise InputError(f"Ranks of {family!r} must be among the same number of draws, not {draws.tolist()}.")
     if not ((rank >= 0) & (rank <= draws[0])).all():
         raise InputError(f"Ranks of {family!r} must lie between 0 and the {draws[0]} draws.")
     return rank, int(draws[0])

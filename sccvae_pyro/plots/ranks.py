@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
+from sccvae_pyro.data.wording import suggestion
 from sccvae_pyro.errors import InputError
-from sccvae_pyro.evaluate.uniformity import checked, ecdf, ecdf_band
+from sccvae_pyro.evaluate.uniformity import check_ranks, checked, ecdf, ecdf_band
 from sccvae_pyro.plots.style import FAINT, INK, MODEL, Plot, axes, finish
 
 
@@ -31,12 +32,13 @@ def rank_ecdf(ranks: pd.DataFrame, family: str, level: float = 0.95, ax: Axes | 
     Raises
     ------
     InputError
-        If there are no ranks of the family.
+        If there are no ranks of the family, or as in :func:`sccvae_pyro.evaluate.uniformity`.
     """
-    chosen = ranks[ranks["family"] == family]
-    if chosen.empty:
-        raise InputError(f"There are no ranks of {family!r}, but of {', '.join(ranks['family'].unique())}.")
-    rank, n_draws = checked(family, chosen)
+    table = check_ranks(ranks, level)
+    known = table["family"].unique().tolist()
+    if not isinstance(family, str) or family not in known:
+        raise InputError(f"There are no ranks of {family!r}. {suggestion(family, known, 'families')}")
+    rank, n_draws = checked(family, table[table["family"] == family])
     band, (at, share) = ecdf_band(len(rank), n_draws, level), ecdf(rank, n_draws)
     difference = {"difference": share - at, "low": band.low - at, "high": band.high - at}
     data = pd.DataFrame({"fraction": at, **difference})

@@ -89,8 +89,44 @@ def test_picture_of_too_narrow_a_guide_leaves_the_band():
     data = plots.rank_ecdf(ranks_of_normal(300, width=0.5), "mean").data
     assert (data["difference"] > data["high"]).any()
     assert (data["difference"] < data["low"]).any()
-    with pytest.raises(sv.InputError, match="no ranks of 'B', but of mean"):
-        plots.rank_ecdf(ranks_of_normal(20), "B")
+    for family in ("B", ["mean"], None):
+        with pytest.raises(sv.InputError, match=r"no ranks of .*The families are 'mean'\."):
+            plots.rank_ecdf(ranks_of_normal(20), family)
+
+
+def test_ranks_may_be_whole_floats():
+    ranks = ranks_of_normal(60)
+    floats = ranks.astype({"rank": float, "draws": "float32", "family": "category"})
+    pd.testing.assert_frame_equal(uniformity(floats), uniformity(ranks))
+    pd.testing.assert_frame_equal(plots.rank_ecdf(floats, "mean").data, plots.rank_ecdf(ranks, "mean").data)
+
+
+RANKS = pd.DataFrame({"family": ["a", "a"], "rank": [3, 5], "draws": [19, 19]})
+
+
+@pytest.mark.parametrize("reader", [uniformity, lambda ranks, **how: plots.rank_ecdf(ranks, "a", **how)])
+@pytest.mark.parametrize(
+    ("ranks", "level", "message"),
+    [
+        (RANKS.assign(draws=19.5), 0.95, "'draws'.*whole numbers of at least 1, not 19.5"),
+        (RANKS.assign(draws=0), 0.95, "'draws'.*whole numbers of at least 1, not 0"),
+        (RANKS.assign(rank=["3", "5"]), 0.95, "'rank'.*whole numbers of at least 0, not '3'"),
+        (RANKS.assign(rank=[3, np.nan]), 0.95, "'rank'.*whole numbers of at least 0, not nan"),
+        (RANKS.assign(family=["a", np.nan]), 0.95, "'family'.*strings, not nan"),
+        (RANKS.assign(family=["1", 1]), 0.95, "'family'.*strings, not 1"),
+        (RANKS.drop(columns="draws"), 0.95, "one column 'draws' each"),
+        (RANKS[:0], 0.95, "no rows"),
+        (None, 0.95, "DataFrame, not NoneType"),
+        ({"a": [1]}, 0.95, "DataFrame, not dict"),
+        (RANKS, 1.0, "level must be a number between 0 and 1, .*not 1.0"),
+        (RANKS, 0, "level must be .*not 0"),
+        (RANKS, np.nan, "level must be .*not nan"),
+        (RANKS, "0.9", "level must be .*not '0.9'"),
+    ],
+)
+def test_tables_that_hold_no_ranks_are_refused(reader, ranks, level, message):
+    with pytest.raises(sv.InputError, match=message):
+        reader(ranks, level=level)
 
 
 QUICK = {"max_epochs": 2, "batch_size": 128}
