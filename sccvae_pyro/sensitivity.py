@@ -21,7 +21,7 @@ from anndata import AnnData
 
 from sccvae_pyro.data.checks import check_counts, check_seed
 from sccvae_pyro.data.labels import as_labels, parse_targets
-from sccvae_pyro.data.schema import Schema
+from sccvae_pyro.data.schema import Schema, cell_labels
 from sccvae_pyro.data.splits import split_cells
 from sccvae_pyro.errors import InputError, InputWarning
 from sccvae_pyro.inference import psis
@@ -35,7 +35,7 @@ from sccvae_pyro.stability import correlation
 RESTART = "restart"
 """Name of the reference fitted from another seed."""
 
-NAMELESS = "free nodes have no names: edges of two fits cannot be compared"
+NAMELESS = "free nodes have no names, and NoGraph has no edges: there are none to compare"
 CERTAIN = "something changed of which the reference is certain, such as an edge that it never draws"
 GIVEN = "library sizes are given in one fit and generated in the other: densities are not of the same thing"
 
@@ -157,20 +157,20 @@ def sensitivity(
     ------
     InputError
         If there are fewer than two specs or one cannot be read, the control is among the perturbations, no
-        cells are put aside, or as in
-        :meth:`SCCVAE.fit` and :meth:`SCCVAE.predict`.
+        cells are put aside or too few left, or as in :meth:`SCCVAE.fit` and :meth:`SCCVAE.predict`.
     """
-    check_seed(seed)
+    if check_seed(seed) + 1 == 2**63:
+        raise InputError(f"seed={seed} leaves none above it for the restart. Give a smaller one.")
     check_counts(2, n_samples=n_samples)
-    known = _known(adata, specs)
-    control = Schema.of(adata).control
-    if not all(parse_targets(label, control) for label in as_labels(perturbations)):
+    control, labels = Schema.of(adata).control, as_labels(perturbations)
+    if not all(parse_targets(label, control) for label in labels):
         raise InputError("perturbations names the control, which nothing changes. Leave it out.")
+    known = _known(adata, specs, labels)
     train, cells = _put_aside(adata, held_out, seed)
 
     def answers(spec: ModelSpec, start: int = seed, toward: np.ndarray | None = None) -> _Answers:
         model = SCCVAE.from_spec(train, spec).fit(inference, **{"progress": False, **overrides}, seed=start)
-        return _ask(model, perturbations or model.coding.perturbations, cells, n_samples, seed, toward)
+        return _ask(model, labels or model.coding.perturbations, cells, n_samples, seed, toward)
 
     (name, spec), *others = known.items()
     reference = answers(spec)
@@ -183,28 +183,43 @@ def sensitivity(
 # What is fitted
 
 
-def _known(adata: AnnData, specs: Mapping[str, Source]) -> dict[str, ModelSpec]:
-    """Read all specs before the first fit."""
+def _known(
+    adata: AnnData, specs: Mapping[str, Source], labels: Sequence[Perturbation]
+) -> dict[str, ModelSpec]:
+    """Read all specs, and ask whether each can speak of the labels, before the first fit."""
     if not isinstance(specs, Mapping) or len(specs) < 2:
         raise InputError("specs must map two or more names to a spec each; the first is the reference.")
     if RESTART in specs:
         raise InputError(
             f"{RESTART!r} is the reference fitted from another seed. Give the spec another name."
         )
+    if odd := [name for name in specs if not isinstance(name, str)]:
+        raise InputError(f"Names of specs are strings, not {odd[0]!r}. Give the spec another name.")
     known: dict[str, ModelSpec] = {}
     for name, source in specs.items():
         reference = next(iter(known.values()), None)
         try:
-            known[name] = _read(adata, source, reference)
+            model = _read(adata, source, reference)
+            _check_labels(model, labels)
         except InputError as error:
             raise InputError(f"specs[{name!r}]: {error}") from None
+        known[name] = model.spec
     return known
 
 
-def _read(adata: AnnData, source: Source, reference: ModelSpec | None) -> ModelSpec:
+def _read(adata: AnnData, source: Source, reference: ModelSpec | None) -> SCCVAE:
+    if reference is not None and source is None:
+        raise InputError("None is no spec. Write {} for the reference's own, or what is to differ from it.")
     if reference is None or not isinstance(source, Mapping):
-        return SCCVAE.from_spec(adata, source).spec
-    return SCCVAE.from_spec(adata, reference, **source).spec
+        return SCCVAE.from_spec(adata, source)
+    ModelSpec.read(source)  # refuses what is no setting, and as a keyword would be another argument
+    return SCCVAE.from_spec(adata, reference, **source)
+
+
+def _check_labels(model: SCCVAE, labels: Sequence[Perturbation]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InputWarning)  # said when they are predicted
+        model._labels(labels or model.coding.perturbations)
 
 
 def _put_aside(adata: AnnData, share: float, seed: int) -> tuple[AnnData, AnnData]:
@@ -214,7 +229,13 @@ def _put_aside(adata: AnnData, share: float, seed: int) -> tuple[AnnData, AnnDat
     split = split_cells(adata, {"fitted": 1 - share, "put aside": share}, seed)
     if len(split.parts["put aside"]) < 2:
         raise InputError(f"held_out={share} puts fewer than two cells aside. Give a larger share.")
-    return split.take(adata, "fitted"), split.take(adata, "put aside")
+    fitted = split.take(adata, "fitted")
+    if not cell_labels(fitted).duplicated().any():
+        raise InputError(
+            f"held_out={share} leaves a single cell of every label, and none to validate on. "
+            "Give a smaller share."
+        )
+    return fitted, split.take(adata, "put aside")
 
 
 # What is asked of each fit
@@ -308,7 +329,7 @@ def _strengths(found: _Answers, reference: _Answers) -> pd.DataFrame:
 def _edges(found: _Answers, reference: _Answers) -> pd.DataFrame:
     named = set(found.nodes) & set(reference.nodes)
     own, other = (
-        edges[[source in named and target in named for source, target in edges.index]]
+        edges.loc[[source in named and target in named for source, target in edges.index]]
         for edges in (found.edges, reference.edges)
     )
     every = own.index.union(other.index)

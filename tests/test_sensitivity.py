@@ -115,6 +115,20 @@ def test_edges_of_anchored_nodes_are_compared(screen):
     assert summary.loc[("free", "edges"), "note"]
 
 
+def test_a_graph_without_edges_has_an_empty_table(screen):
+    found = sv.sensitivity(screen, {"none": {**SMALL, "graph": "NoGraph"}, "same": {}}, **QUICK)
+    assert found.edges.empty and "mean" in found.edges
+    assert "NoGraph has no edges" in found.summary().loc[("same", "edges"), "note"]
+
+
+@pytest.mark.parametrize("form", [np.array, pd.Series])
+def test_perturbations_may_be_an_array(screen, form):
+    found = sv.sensitivity(
+        screen, {"a": SMALL, "b": {}}, perturbations=form(["G0001", "G0002"]), **QUICK | {"max_epochs": 1}
+    )
+    assert list(of(found.predictions, "b")["perturbation"]) == ["G0001", "G0002"]
+
+
 def test_numbers_repeat(found, screen):
     again = sv.sensitivity(screen, {"default": SMALL, "same": {}}, **QUICK)
     for table in ("predictions", "strengths", "density"):
@@ -143,9 +157,21 @@ def test_unseen_perturbations_can_be_asked(screen, tmp_path):
         ({"a": {}, "b": {}}, {"held_out": 1e-6}, "larger share"),
         ({"a": {}, "b": {}}, {"n_samples": 1}, "n_samples"),
         ({"a": {}, "b": {}}, {"perturbations": ["G0001", "control"]}, "Leave it out"),
+        ({"a": {}, "b": {}}, {"perturbations": ["G0001", "G0001"]}, "asked for twice"),
+        ({"a": {}, "b": {}}, {"perturbations": ["nothing"]}, "Cannot predict 'nothing'"),
+        ({"a": {}, "b": {1: 2}}, {}, r"specs\['b'\].*no setting '1'"),
+        ({"a": {}, "b": {"adata": 1}}, {}, r"specs\['b'\].*no setting 'adata'"),
+        ({"a": {}, "b": {"spec": 1}}, {}, r"specs\['b'\].*no setting 'spec'"),
+        ({"a": {}, "b": None}, {}, r"specs\['b'\]: None is no spec. Write {}"),
+        ({"a": {}, None: {}}, {}, "strings, not None"),
+        ({"a": {}, "b": {}}, {"seed": 2**63 - 1}, "none above it for the restart"),
+        ({"a": {}, "b": {}}, {"held_out": 0.99}, "held_out=0.99 leaves.*Give a smaller share"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_the_first_fit(screen, specs, settings, message):
+def test_what_cannot_be_compared_is_refused_before_the_first_fit(
+    screen, specs, settings, message, monkeypatch
+):
+    monkeypatch.setattr(SCCVAE, "fit", None)
     with pytest.raises(InputError, match=message):
         sv.sensitivity(screen, specs, **settings)
 

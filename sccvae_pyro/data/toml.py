@@ -79,7 +79,7 @@ def explain(error: ValidationError, spec: type[BaseModel], what: str) -> str:
     """Say which setting of a spec is wrong, and what there is instead."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
+    if first["type"] in ("extra_forbidden", "invalid_key"):
         return f"The {what} has no setting {key!r}. {suggestion(key, spec.model_fields, 'settings')}"
     said = first["msg"].removeprefix("Value error, ").rstrip(".")
     return f"The {what} has {key} = {first['input']!r}: {said}."
