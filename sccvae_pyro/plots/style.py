@@ -11,6 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+from sccvae_pyro.data.wording import listing
+from sccvae_pyro.errors import InputError
+
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # Okabe & Ito 2008
 SKY, YELLOW = "#56B4E9", "#F0E442"  # the same; for areas, too pale for lines
 INK, GREY, FAINT = "#222222", "#767676", "#DDDDDD"
@@ -36,6 +39,18 @@ class Plot(NamedTuple):
 
     ax: Axes
     data: pd.DataFrame
+
+
+def check_table(table: object, columns: Sequence[str], name: str, source: str) -> None:
+    """Refuse what is no table with rows and these columns, as its source gives them."""
+    if not isinstance(table, pd.DataFrame):
+        raise InputError(f"{name} must be a table, not {type(table).__name__}. Pass {source}.")
+    if missing := [column for column in columns if column not in table]:
+        raise InputError(
+            f"{name} has no column {missing[0]!r}, its columns are {listing(table)}. Pass {source}."
+        )
+    if table.empty:
+        raise InputError(f"{name} has no rows, so that there is nothing to draw. Pass {source}.")
 
 
 def axes(ax: Axes | None, width: float, height: float) -> Axes:

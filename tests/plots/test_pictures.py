@@ -383,6 +383,34 @@ def test_heatmap_without_an_effect_is_refused():
     assert len(plots.module_map(nothing).data) == 3
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: None, "must be a table, not NoneType"),
+        (lambda c: c[:0], "no rows"),
+        (lambda c: c.drop(columns="low"), "no column 'low'"),
+        (lambda c: c.drop(columns="gene"), "no column 'gene'"),
+        (
+            lambda c: pd.concat([c.assign(perturbation=label) for label in ("P1", "P2")]),
+            r"one perturbation. Choose it: curves\[curves\['perturbation'\] == 'P1'\]",
+        ),
+        (lambda c: pd.concat([c, c[:7]]), "hold 'GENE1' more than once"),
+        (lambda c: pd.concat([c, c.assign(gene=c["gene"] + "B")]), "follow 8 genes, of which 5 at most"),
+    ],
+)
+def test_curves_that_make_no_picture_are_refused(curves, change, message):
+    with pytest.raises(InputError, match=message):
+        plots.penetrance_curves(change(curves))
+
+
+def test_a_single_penetrance_is_a_point_with_its_interval(curves):
+    plot = plots.penetrance_curves(curves[curves["penetrance"] == 1.0], "P1")
+    points = [bar.lines for bar in plot.ax.containers]
+    assert [point.get_ydata().item() for point, _, _ in points] == [-0.8, 0.30, 0.301, 0.302]
+    ((_, low), (_, high)) = points[0][2][0].get_segments()[0]
+    assert (low, high) == pytest.approx((-0.9, -0.7))
+
+
 def test_shares_are_stacked_and_cells_stand_beside(split):
     plot = plots.uncertainty_split(split)
     share = split.sources.pivot(index="perturbation", columns="source", values="share")
