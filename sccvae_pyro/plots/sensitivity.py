@@ -7,7 +7,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from sccvae_pyro.plots.style import BASELINE, GREY, MODEL, SMALL, Plot, axes, finish, rows, within
+from sccvae_pyro.data.wording import listing
+from sccvae_pyro.errors import InputError
+from sccvae_pyro.plots.style import (
+    BASELINE,
+    GREY,
+    MODEL,
+    SMALL,
+    Plot,
+    axes,
+    check_table,
+    finish,
+    rows,
+    within,
+)
 
 INTERVAL = 1.96
 """Standard errors on either side that hold 95 %."""
@@ -28,7 +41,13 @@ def sensitivity(predictions: pd.DataFrame, density: pd.DataFrame, ax: Axes | Non
         Tables of what :func:`sccvae_pyro.sensitivity` returns.
     ax
         Axes to draw on; ``None`` makes new ones.
+
+    Raises
+    ------
+    InputError
+        If they are no such tables, or not of the same specs.
     """
+    _check(predictions, density)
     reference, *names = density["spec"]
     changes = predictions.groupby("spec")["in_sds"]
     half = INTERVAL * density["se"]
@@ -67,6 +86,22 @@ def sensitivity(predictions: pd.DataFrame, density: pd.DataFrame, ax: Axes | Non
     within(left)
     within(right)
     return Plot(ax, shown)
+
+
+def _check(predictions: pd.DataFrame, density: pd.DataFrame) -> None:
+    columns = ("spec", "perturbation", "rms", "in_sds")  # of strengths, too, all but one
+    check_table(predictions, columns, "predictions", "the table predictions of sensitivity()")
+    check_table(density, ("spec", "difference", "se"), "density", "the table density of sensitivity()")
+    predicted, specs = predictions["spec"].unique(), density["spec"]
+    if list(predicted) != list(specs):
+        raise InputError(
+            f"predictions are of the specs {listing(predicted)}, density is of {listing(specs)}. "
+            "Pass both tables of one sensitivity()."
+        )
+    if len(specs) < 2:
+        raise InputError(
+            f"The tables are of {listing(specs)} alone, held against nothing. Pass those of all specs."
+        )
 
 
 def _changes(ax: Axes, row: int, values: pd.Series, color: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from sccvae_pyro.errors import InputError
 from sccvae_pyro.inference import uncertainty
 from sccvae_pyro.inference.uncertainty import Split
 from sccvae_pyro.plots.style import (
@@ -59,7 +60,16 @@ def uncertainty_split(split: Split, ax: Axes | None = None) -> Plot:
         What :meth:`sccvae_pyro.SCCVAE.uncertainty_split` returns.
     ax
         Axes to draw on; ``None`` makes new ones.
+
+    Raises
+    ------
+    InputError
+        If it is no such split.
     """
+    if not isinstance(split, Split):
+        raise InputError(
+            f"split must be what uncertainty_split() returns, not {type(split).__name__}. Pass all of it."
+        )
     shares = split.sources.pivot(index="perturbation", columns="source", values="share")
     shares = shares.loc[split.labels.index, list(split.sources["source"].unique())]
     ax = axes(ax, 6.8, 1.5 + 0.34 * len(shares))

@@ -191,7 +191,8 @@ def swapped(rng):
     density = pd.DataFrame(
         {"spec": list(change), "difference": [0.0, -0.5, np.nan, 0.1], "se": [0.0, 0.1, np.nan, 0.1]}
     )
-    return pd.DataFrame(rows, columns=["spec", "perturbation", "in_sds"]), density
+    predictions = pd.DataFrame(rows, columns=["spec", "perturbation", "in_sds"])
+    return predictions.assign(rms=0.1 * predictions["in_sds"]), density
 
 
 def modules_of(n):

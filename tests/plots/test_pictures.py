@@ -444,6 +444,30 @@ def test_other_beliefs_stand_beside_a_restart(swapped):
     assert right.get_xscale() == "linear"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p, d: (d, p), "predictions has no column 'perturbation'"),
+        (lambda p, d: (p.drop(columns="rms"), d), "predictions has no column 'rms'"),  # as of strengths
+        (lambda p, d: (p, p), "density has no column 'difference'"),
+        (lambda p, d: (None, d), "predictions must be a table, not NoneType"),
+        (lambda p, d: (p[:0], d), "predictions has no rows"),
+        (lambda p, d: (p, d[:0]), "density has no rows"),
+        (lambda p, d: (p, d[1:]), "Pass both tables of one"),
+        (lambda p, d: (p[p["spec"] == "default"], d[:1]), "'default' alone"),
+    ],
+)
+def test_tables_of_no_sensitivity_are_refused(swapped, change, message):
+    with pytest.raises(InputError, match=message):
+        plots.sensitivity(*change(*swapped))
+
+
+@pytest.mark.parametrize("part", [lambda split: None, lambda split: split.sources], ids=["none", "table"])
+def test_what_is_no_split_is_refused(split, part):
+    with pytest.raises(InputError, match="Pass all of it"):
+        plots.uncertainty_split(part(split))
+
+
 def test_densities_far_apart_share_an_axis(swapped):
     predictions, density = swapped
     far = density.assign(difference=density["difference"] * 1000)
