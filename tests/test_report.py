@@ -18,6 +18,7 @@ from sccvae_pyro.data.simulate import simulate
 from sccvae_pyro.data.splits import split_perturbations
 from sccvae_pyro.errors import InputError
 from sccvae_pyro.evaluate import BASELINES, Scores, Training
+from sccvae_pyro.inference.curves import PENETRANCES, follow
 from sccvae_pyro.inference.modules import find_modules
 from sccvae_pyro.inference.uncertainty import Split
 from sccvae_pyro.verdict import UNTESTED, judge
@@ -49,6 +50,13 @@ class StandIn:
             shape = (len(perturbations), n_samples, prediction.n_vars)
             prediction.obsm["draws"] = mean + sd * rng.normal(size=shape)
         return prediction
+
+    def penetrance_curves(self, perturbations, n_samples, seed):
+        def band_at(penetrance):
+            found = self.predict(perturbations, penetrance).layers
+            return {"delta": found["delta"], "low": found["delta_q05"], "high": found["delta_q95"]}
+
+        return follow(band_at, PENETRANCES, perturbations, self.coding.genes, None, "gene")
 
     def sample_cells(self, perturbation, n, seed=0):
         counts = np.random.default_rng(seed).poisson(2.0, size=(n, len(self.coding.genes)))
