@@ -273,17 +273,17 @@ _ = fig.legend(
 # ## Conclusion
 #
 # - **Compare with refits first.** The default fitted again moves the log density by .3 nats a cell and the
-#   correlation by .03. The intervals over perturbations do not contain this: what is smaller decides nothing.
+#   correlation by .01. The intervals over perturbations do not contain this: what is smaller decides nothing.
 # - **The graph describes cells, not means.** Without edges a cell of an unseen perturbation is less likely by
-#   2.1 nats, far beyond the refits, while the predicted means are the same. Which edges there are is the
-#   prior's choice: a wide belief has twice as many above 0.1, at the same density. They are no discovery.
-# - **Wide strengths make wide intervals.** Those of the strengths grow by half, their rank is nearer the true
-#   one, if still a weak one, and 90 % intervals of unseen means hold 94 to 97 % of the truth instead of 85 %.
-#   The correlation rises by .03, above all refits; the density falls by .1, a little below them.
-# - **The default is too sure of itself here**, at .85 for .90, and before the data its effects are larger
-#   than those of this screen. On a small screen try a wide belief about strengths and look at the coverage.
-# - **Duds and escapers** make no difference that refits would not make, although a fifth of the cells do
-#   escape in this screen.
+#   1.8 nats, far beyond the refits, while the predicted means are, if anything, nearer. Which edges there
+#   are is the prior's choice: a wide belief has twice as many above 0.1, at the same density. They are no
+#   discovery.
+# - **Wide strengths make wide intervals.** Those of the strengths grow by a half or more, their rank is
+#   nearer the true one, if still a weak one, and 90 % intervals of unseen means hold 94 to 97 % of the truth
+#   instead of 89 %. The correlation rises by .03, above all refits; the density falls by .1, as far as a
+#   refit's.
+# - **Duds and escapers** lose .03 of correlation, twice what refits differ by, although a fifth of the cells
+#   do escape in this screen.
 #
 # One screen and 18 unseen perturbations: repeat this on a screen of your own before you trust a ranking.
 #

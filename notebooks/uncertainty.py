@@ -206,8 +206,8 @@ agreement.drop(columns="note").round(3)
 # %% [markdown]
 # **Conclusion.** `ratio` is the spread between starts over the spread that the posterior states. Far below
 # one: the intervals of predictions and strengths are wide enough for the start not to matter, and the
-# predictions of three starts correlate at 0.98. Which strengths are larger than others is less certain
-# (0.66), as they differ by less than their intervals. Edges between free nodes have no names, so that
+# predictions of three starts correlate at 0.97. Which strengths are larger than others is less certain
+# (0.62), as they differ by less than their intervals. Edges between free nodes have no names, so that
 # nothing can be said of them.
 #
 # ## 6. Do the intervals hold the truth?
@@ -234,7 +234,7 @@ print("share of true means in their interval:", coverage.round(2).to_dict())
 
 # %% [markdown]
 # **Conclusion.** Intervals of predictions hold the truth more often than they say, most of all the narrow
-# ones: half of the probability holds three quarters of the true means. They err on the safe side. With ten
+# ones: half of the probability holds four fifths of the true means. They err on the safe side. With ten
 # perturbations, which of them will be predicted worse is hardly told by the stated spread.
 #
 # ## 7. Where does the uncertainty come from?
