@@ -247,10 +247,10 @@ split = model.uncertainty_split([*unseen[:3], *first[:3]], n_samples=16, seed=SE
 plots.uncertainty_split(split).ax.figure
 
 # %% [markdown]
-# **Conclusion.** Of an unseen perturbation it is the direction that is uncertain: better features would
-# narrow it, more cells of other perturbations hardly. Of a seen one it is what the nodes leave unexplained of
-# single genes: more cells of it, or more nodes. Strengths and edges have next to none of it under these
-# priors, which hold them tight; let them loose, and they will.
+# **Conclusion.** Of a seen perturbation nine tenths are what the nodes leave unexplained of single genes: a
+# larger screen or more nodes would narrow it. Of an unseen one two fifths are its direction, which better
+# features would tell. Strengths and edges have next to none of it under these priors, which hold them tight;
+# let them loose, and they will.
 #
 # What to report of a model like this one: predictions with their intervals, checked on held-out
 # perturbations and stable over starts. What not to report: a difference by leave-one-out that is no larger
